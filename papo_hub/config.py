@@ -1,0 +1,373 @@
+"""One flat YAML recipe → a dataclass, each key open to `--key value` on the command line.
+
+A key that does not exist is an error that names the nearest one; a contradiction is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from papo_hub.objectives import OBJECTIVES, Objective, Weights, gamma_at, with_reduction
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be run: the message says which key, what is wrong with it, and what to write instead."""
+
+
+def key(default: Any = MISSING, help: str = "", default_factory: Any = MISSING) -> Any:
+    """A recipe key with its help text."""
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+# TRL and transformers keys that users bring along, and what to write here instead.
+ELSEWHERE = {
+    "per_device_train_batch_size": "micro_batch_size (completions per forward and process; it never changes the result)",
+    "gradient_accumulation_steps": "prompts_per_update: the accumulation follows from it and micro_batch_size",
+    "generation_batch_size": "prompts_per_step (prompts of one rollout batch, over all processes)",
+    "steps_per_generation": "prompts_per_step and prompts_per_update: their ratio is the updates per rollout batch",
+    "num_iterations": "prompts_per_update: smaller than prompts_per_step gives several updates per rollout batch",
+    "loss_type": "objective (grpo | dapo | papo_g | papo_d), and reduction (token | sequence) to override its mean",
+    "epsilon_low": "epsilon (the lower clip range), with epsilon_high for the upper one",
+    "scale_rewards": "nothing: advantages are always divided by the group's standard deviation, as in the paper",
+    "reward_weights": "format_weight",
+    "reward_funcs": "format_weight: the rewards are the paper's accuracy and format",
+    "gradient_checkpointing": "activation_checkpointing",
+    "torch_dtype": "dtype",
+    "bf16": "dtype: bfloat16 for the weights, or mixed_precision in the accelerate config",
+    "fp16": "dtype: bfloat16; half precision without a wider exponent is not supported",
+    "use_vllm": "nothing yet: rollouts run in the built-in engine",
+    "kl_coef": "beta",
+    "kl_prcp_coef": "gamma",
+    "papo_gamma": "gamma",
+    "perception_loss_weight": "gamma",
+    "mask_type": "mask_strategy",
+    "mask_probability": "mask_ratio",
+    "eta1": "eta_clean",
+    "eta2": "eta_masked",
+    "der_loss_weight1": "eta_clean",
+    "der_loss_weight2": "eta_masked",
+    "max_response_length": "max_completion_length",
+    "warmup_ratio": "warmup_steps",
+    "logging_dir": "output_dir: everything of a run lies in its folder",
+    "remove_unused_columns": "nothing: only problem_column, answer_column and images_column are read",
+    "eval_strategy": "eval_samples: the run is measured before and after on eval_dataset_name",
+    "run_name": "output_dir: the folder names the run",
+}
+
+DATASETS_BUILT_IN = ("digits",)
+
+
+@dataclass
+class TrainConfig:
+    """Every key of a training recipe. Names follow TRL's GRPOConfig and TrainingArguments where the concept is the same."""
+
+    # model and data
+    model_name_or_path: str = key(help="a model folder or Hub id; any AutoModelForImageTextToText checkpoint")
+    dataset_name: str = key(help="a Hub dataset id, a folder, a parquet or JSON-lines file, or `digits`")
+    output_dir: str = key(help="the run folder")
+    model_revision: str | None = key(None, "branch, tag or commit of the model")
+    dtype: Literal["float32", "bfloat16"] = key("float32", "the precision the weights are kept and trained in")
+    attn_implementation: str | None = key(None, "passed to from_pretrained; null leaves the choice to transformers")
+    activation_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
+    dataset_revision: str | None = key(None, "branch, tag or commit of the dataset")
+    dataset_split: str = key("train", "split of the dataset")
+    problem_column: str = key("problem", "column with the question, one <image> placeholder an image")
+    answer_column: str = key("answer", "column with the answer that is graded against")
+    images_column: str = key("images", "column with the image or the list of images")
+    prompt_suffix: str | None = key(None, "appended to each problem; null: the request for <think> and \\boxed{}")
+    min_pixels: int | None = key(None, "images are enlarged to at least this many pixels; null: the processor's own")
+    max_pixels: int | None = key(None, "images are shrunk to at most this many pixels; null: the processor's own")
+    max_skipped_share: float = key(0.1, "the run stops when a larger share of the rows cannot be used")
+    max_prompt_length: int = key(4096, "tokens, image tokens included; a longer prompt is skipped")
+
+    # objective
+    objective: Literal["grpo", "dapo", "papo_g", "papo_d"] = key("papo_g", "the algorithm")
+    gamma: float = key(0.0, "γ: weight of the perception KL")
+    gamma_end: float | None = key(None, "γ at the end of its annealing; null: γ is fixed")
+    gamma_annealing_ratio: float = key(0.5, "share of the run over which γ goes linearly to gamma_end")
+    eta_clean: float = key(0.0, "η1: weight of the entropy of the clean view")
+    eta_masked: float = key(0.0, "η2: weight of the entropy of the masked view")
+    beta: float = key(0.0, "β: weight of the KL to the reference model; 0 loads no reference model")
+    epsilon: float = key(0.2, "lower clip range")
+    epsilon_high: float = key(0.3, "upper clip range")
+    delta: float | None = key(3.0, "dual clip for negative advantages; null: none")
+    reduction: Literal["token", "sequence"] | None = key(None, "mean over tokens or over completions; null: the objective's")
+    masked_logprobs: Literal["frozen", "live"] = key("frozen", "masked view: once per rollout, or with gradient per update")
+    mask_strategy: Literal["random"] = key("random", "how the image is masked")
+    mask_ratio: float = key(0.6, "probability with which a patch turns black")
+    mask_patch_size: int = key(14, "side of a masked patch, in pixels of the original image")
+
+    # rollout and reward
+    prompts_per_step: int = key(384, "prompts of one rollout batch, over all processes")
+    prompts_per_update: int = key(128, "prompts of one optimizer step, over all processes")
+    num_generations: int = key(5, "G: completions of a prompt")
+    max_completion_length: int = key(2048, "tokens of a completion")
+    temperature: float = key(1.0, "sampling temperature; log-probs are taken at the same temperature")
+    top_p: float = key(1.0, "nucleus of the sampling; 1 samples from the whole distribution")
+    format_weight: float = key(0.1, "weight of the format reward; accuracy has the rest")
+    max_sampling_tries: int = key(20, "rollout batches tried by dynamic sampling before the run stops")
+    rollout_batch_size: int = key(64, "completions decoded together in a process")
+    score_batch_size: int = key(16, "completions per forward pass without gradient and process")
+    micro_batch_size: int = key(4, "completions per forward and backward pass and process; never changes the result")
+
+    # optimization
+    max_steps: int | None = key(None, "rollout batches to train on; null: num_train_epochs decides")
+    num_train_epochs: float = key(2.0, "passes over the data, where max_steps is null")
+    learning_rate: float = key(1e-6, "AdamW's learning rate")
+    lr_scheduler_type: str = key("constant", "any schedule of transformers.get_scheduler")
+    warmup_steps: int = key(0, "optimizer steps of learning-rate warm-up")
+    weight_decay: float = key(0.01, "AdamW's weight decay")
+    max_grad_norm: float = key(1.0, "gradient clipping")
+    max_skipped_updates: int = key(10, "the run stops after this many non-finite gradients in a row")
+    seed: int = key(42, "of data order, masks and sampling")
+
+    # the run
+    save_steps: int = key(50, "steps between checkpoints; 0: only the last one")
+    save_total_limit: int = key(2, "checkpoints kept")
+    logging_steps: int = key(1, "steps between trackers' points; metrics.jsonl has every step")
+    sample_steps: int = key(25, "steps between entries of samples.md")
+    log_completions: bool = key(True, "write sample completions to samples.md")
+    report_to: str = key("none", "trackers, comma-separated: trackio, tensorboard, wandb, all, none")
+    resume_from_checkpoint: str | None = key(None, "`latest` or a checkpoint folder")
+    eval_dataset_name: str | None = key(None, "measured before and after training; null: not measured")
+    eval_split: str = key("test", "its split")
+    eval_problems: int | None = key(None, "its first n problems; null: all")
+    eval_samples: int = key(8, "k of avg@k")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def dynamic_sampling(self) -> bool:
+        """The DAPO family keeps only groups in which some but not all completions are right."""
+        return self.objective in ("dapo", "papo_d")
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.prompts_per_step // self.prompts_per_update
+
+    def weights(self) -> Weights:
+        return Weights(
+            self.gamma, self.eta_clean, self.eta_masked, self.beta, self.epsilon, self.epsilon_high, self.delta
+        )
+
+    def objective_at(self, step: int, max_steps: int) -> Objective:
+        """The objective with the weights of a step (0-based): γ annealed, the etas scaled alike."""
+        algorithm = OBJECTIVES[self.objective]
+        if self.reduction is not None:
+            algorithm = with_reduction(algorithm, self.reduction)
+        gamma = gamma_at(step, max_steps, self.gamma, self.gamma_end, self.gamma_annealing_ratio)
+        return Objective(algorithm, self.weights().discounted(gamma))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse contradictions. Raises ConfigError."""
+
+    def refuse(condition: bool, message: str) -> None:
+        if condition:
+            raise ConfigError(message)
+
+    for name in ("gamma", "eta_clean", "eta_masked", "beta", "learning_rate", "weight_decay"):
+        value = getattr(config, name)
+        refuse(not 0 <= value < float("inf"), f"{name}: {value} must be a finite number of at least 0.")
+    for name in ("mask_ratio", "format_weight", "max_skipped_share", "gamma_annealing_ratio"):
+        refuse(not 0 <= getattr(config, name) <= 1, f"{name}: {getattr(config, name)} must lie between 0 and 1.")
+    for name in (
+        "prompts_per_step prompts_per_update max_completion_length max_prompt_length max_sampling_tries micro_batch_size "
+        "score_batch_size rollout_batch_size mask_patch_size save_total_limit logging_steps sample_steps eval_samples"
+    ).split():
+        refuse(getattr(config, name) < 1, f"{name}: {getattr(config, name)} must be at least 1.")
+    refuse(config.save_steps < 0, f"save_steps: {config.save_steps} must be at least 0 (0: only the last checkpoint).")
+    refuse(
+        config.num_generations < 2,
+        f"num_generations: {config.num_generations} leaves nothing to compare; advantages are relative to a group of "
+        "at least 2 completions (the paper uses 5).",
+    )
+    refuse(
+        config.prompts_per_step % config.prompts_per_update != 0,
+        f"prompts_per_step: {config.prompts_per_step} is not a multiple of prompts_per_update: "
+        f"{config.prompts_per_update}; each rollout batch is split evenly into updates.",
+    )
+    refuse(not 0 <= config.epsilon < 1, f"epsilon: {config.epsilon} must lie in [0, 1).")
+    refuse(config.epsilon_high < 0, f"epsilon_high: {config.epsilon_high} must be at least 0.")
+    refuse(config.delta is not None and config.delta <= 1, f"delta: {config.delta} must be above 1, or null for none.")
+    refuse(config.temperature <= 0, f"temperature: {config.temperature} must be above 0: training samples completions.")
+    refuse(not 0 < config.top_p <= 1, f"top_p: {config.top_p} must lie in (0, 1].")
+    refuse(config.max_grad_norm <= 0, f"max_grad_norm: {config.max_grad_norm} must be above 0.")
+    refuse(config.max_steps is not None and config.max_steps < 1, f"max_steps: {config.max_steps} must be at least 1.")
+    refuse(
+        config.max_steps is None and config.num_train_epochs <= 0,
+        f"num_train_epochs: {config.num_train_epochs} must be above 0 where max_steps is null.",
+    )
+    perception = config.gamma > 0 or config.eta_clean > 0 or config.eta_masked > 0
+    refuse(
+        perception and not config.objective.startswith("papo"),
+        f"objective: {config.objective} has no perception or entropy terms, but gamma, eta_clean or eta_masked is above 0; "
+        f"write objective: {'papo_d' if config.objective == 'dapo' else 'papo_g'}, or set them to 0.",
+    )
+    refuse(
+        config.beta > 0 and config.dynamic_sampling,
+        f"beta: {config.beta}, but {config.objective} has no reference KL (PAPO-D drops it); write beta: 0.",
+    )
+    refuse(
+        config.gamma_end is not None and config.gamma == 0,
+        "gamma_end is set but gamma is 0: the annealing starts at gamma.",
+    )
+    refuse(config.gamma_end is not None and config.gamma_end < 0, f"gamma_end: {config.gamma_end} must be at least 0.")
+    refuse(
+        config.mask_ratio == 0 and config.gamma > 0,
+        "mask_ratio: 0 masks nothing, so the perception KL would be 0 everywhere; the paper uses 0.6.",
+    )
+
+
+def check_processes(config: TrainConfig, num_processes: int) -> None:
+    """Refuse batches that do not divide among the processes. Raises ConfigError."""
+    for name in ("prompts_per_update",):
+        value = getattr(config, name)
+        if value % num_processes:
+            raise ConfigError(
+                f"{name}: {value} does not divide among {num_processes} processes "
+                f"({value} = {value // num_processes} × {num_processes} + {value % num_processes}); "
+                f"write {name}: {value // num_processes * num_processes or num_processes}, or start another number."
+            )
+
+
+def notices(config: TrainConfig) -> list[str]:
+    """What a user should know once, at the start, about how the chosen terms act."""
+    found = []
+    if config.eta_masked > 0 and config.masked_logprobs == "frozen":
+        found.append(
+            "eta_masked (η2) has no gradient while masked_logprobs is frozen: it is logged but trains nothing, as in the "
+            "official code. Write masked_logprobs: live to give it one."
+        )
+    if config.masked_logprobs == "live" and config.eta_masked > config.gamma:
+        found.append(
+            f"masked_logprobs is live with eta_masked (η2) = {config.eta_masked} above gamma (γ) = {config.gamma}: the net "
+            "weight η2 - γ on the masked branch is positive, so the masked policy is pulled towards the clean one."
+        )
+    if config.eta_clean > 0 and config.updates_per_step == 1:
+        found.append(
+            "eta_clean (η1) acts on sampled tokens: its expected gradient is zero on-policy, and prompts_per_update equals "
+            "prompts_per_step, so every update is on-policy."
+        )
+    return found
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML recipe. Raises ConfigError for a file that is not a flat mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"There is no recipe at {path}. Recipes lie in recipes/*/*.yaml.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines, got {type(content).__name__}.")
+    return content
+
+
+def build(values: dict[str, Any], cls: type = TrainConfig) -> Any:
+    """A config of `cls` from raw values (of YAML or the command line), each coerced to its field's type.
+
+    Raises:
+        ConfigError: unknown key (names the nearest), missing key, value of the wrong type, contradiction.
+    """
+    known = {f.name: f for f in fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in known:
+            raise ConfigError(_unknown(str(name), known))
+    missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
+    if missing:
+        raise ConfigError(f"The recipe lacks {', '.join(missing)}. Add the key, or pass --{missing[0]} on the command line.")
+    return cls(**{name: _coerce(name, value, hints[name]) for name, value in values.items()})
+
+
+def load_config(recipe: str | Path, overrides: dict[str, str] | None = None, cls: type = TrainConfig) -> Any:
+    """Recipe ← command line, checked."""
+    return build(read_recipe(recipe) | (overrides or {}), cls)
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, str]:
+    """`--key value`, `--key=value`, and a bare `--flag` for true. Raises ConfigError."""
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            raise ConfigError(f"Expected --key value, got {argument!r}.")
+        name, equals, value = argument[2:].partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        overrides[name.replace("-", "_")] = value
+    return overrides
+
+
+def help_text(cls: type = TrainConfig) -> str:
+    """One line a key: name, type, default, meaning."""
+    lines = []
+    for f in fields(cls):
+        default = "required" if f.default is MISSING else f"default {f.default!r}"
+        lines.append(f"  --{f.name:<26} {f.metadata.get('help', '')} ({default})")
+    return "\n".join(lines)
+
+
+def _unknown(name: str, known: dict[str, Any]) -> str:
+    if name in ELSEWHERE:
+        return f"{name} is not a key here; write {ELSEWHERE[name]}."
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"{name} is not a key of a recipe." + (f" Did you mean {near[0]}?" if near else "")
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """`value` as `hint` says. YAML reads 1e-6 as a string, and the command line gives strings only."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("null", "none", "")):
+            return None
+        return _coerce(name, value, next(a for a in arguments if a is not type(None)))
+    if origin is Literal:
+        if value in arguments:
+            return value
+        near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.4)
+        hint_text = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{name}: {value!r} is none of {', '.join(map(str, arguments))}.{hint_text}")
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+            return value.lower() in ("true", "yes", "on", "1")
+        raise ConfigError(f"{name}: {value!r} is neither true nor false.")
+    if hint in (int, float):
+        return _number(name, value, hint)
+    if value is None or isinstance(value, (dict, list)):
+        raise ConfigError(f"{name}: expected text, got {value!r}.")
+    return str(value)
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    refused = ConfigError(f"{name}: {value!r} is not {'a whole number' if kind is int else 'a number'}.")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise refused
+    try:
+        number = float(value)
+    except ValueError:
+        raise refused from None
+    if kind is float:
+        return number
+    if not number.is_integer():
+        raise refused
+    return int(number)

@@ -1,0 +1,193 @@
+"""An algorithm is data: a tuple of terms. An objective is that tuple with its weights.
+
+    PAPO-G   surrogate + β·KL_ref - γ·KL_prcp + η1·H[π] + η2·H[π_mask]     mean over completions of their token means
+    PAPO-D   surrogate            - γ·KL_prcp + η1·H[π] + η2·H[π_mask]     mean over all tokens
+
+written as a loss (the paper maximises the negative). Without the perception and entropy terms PAPO-G is GRPO and PAPO-D
+is DAPO. A term whose weight is 0 is not computed at all, so the equality holds bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from papo_hub.objectives import reduce, terms
+
+
+class Counts(NamedTuple):
+    """Denominators of one whole update: over all its micro-batches and processes."""
+
+    tokens: Tensor | float
+    sequences: Tensor | float
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """What the terms read of one micro-batch. All (B, T), except advantages (B,)."""
+
+    policy: Tensor  # with gradient
+    old: Tensor
+    advantages: Tensor
+    completion_mask: Tensor
+    reference: Tensor | None = None
+    masked: Tensor | None = None  # with gradient where they are live, without where frozen
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The numbers of an objective. `gamma` may follow a schedule; the etas are then scaled by the same factor."""
+
+    gamma: float = 0.0
+    eta_clean: float = 0.0
+    eta_masked: float = 0.0
+    beta: float = 0.0
+    epsilon: float = 0.2
+    epsilon_high: float = 0.3
+    delta: float | None = 3.0  # the dual clip
+
+    def discounted(self, gamma: float) -> Weights:
+        """The weights at the moment when the schedule stands at `gamma`."""
+        factor = gamma / self.gamma if self.gamma else 1.0
+        return replace(self, gamma=gamma, eta_clean=self.eta_clean * factor, eta_masked=self.eta_masked * factor)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss: sign · weight · reduction(values).
+
+    Attributes:
+        name: under which it is logged.
+        values: (Logprobs, Weights) → (B, T).
+        reduction: "token" or "sequence".
+        weight: the field of `Weights` that scales it; None: 1.
+        sign: -1 for what is rewarded.
+    """
+
+    name: str
+    values: Callable[[Logprobs, Weights], Tensor]
+    reduction: str
+    weight: str | None = None
+    sign: int = 1
+
+    def scale(self, weights: Weights) -> float:
+        return self.sign * (1.0 if self.weight is None else getattr(weights, self.weight))
+
+
+def _surrogate(x: Logprobs, w: Weights) -> Tensor:
+    return terms.clipped_surrogate(x.policy, x.old, x.advantages, w.epsilon, w.epsilon_high, w.delta)
+
+
+def _reference_kl(x: Logprobs, w: Weights) -> Tensor:
+    return terms.reference_kl(x.policy, x.reference)
+
+
+def _perception_kl(x: Logprobs, w: Weights) -> Tensor:
+    return terms.perception_kl(x.policy, x.masked)
+
+
+def _entropy(x: Logprobs, w: Weights) -> Tensor:
+    return terms.entropy(x.policy)
+
+
+def _masked_entropy(x: Logprobs, w: Weights) -> Tensor:
+    return terms.entropy(x.masked)
+
+
+def _perception(reduction: str) -> tuple[Term, ...]:
+    return (
+        Term("perception_kl", _perception_kl, reduction, "gamma", sign=-1),
+        Term("entropy", _entropy, reduction, "eta_clean"),
+        Term("masked_entropy", _masked_entropy, reduction, "eta_masked"),
+    )
+
+
+GRPO = (
+    Term("surrogate", _surrogate, "sequence"),
+    Term("reference_kl", _reference_kl, "sequence", "beta"),
+)
+DAPO = (Term("surrogate", _surrogate, "token"),)
+PAPO_G = GRPO + _perception("sequence")
+PAPO_D = DAPO + _perception("token")
+
+OBJECTIVES: dict[str, tuple[Term, ...]] = {"grpo": GRPO, "dapo": DAPO, "papo_g": PAPO_G, "papo_d": PAPO_D}
+
+
+def with_reduction(algorithm: tuple[Term, ...], reduction: str) -> tuple[Term, ...]:
+    """The same terms, each reduced by "token" or "sequence" means."""
+    return tuple(replace(term, reduction=reduction) for term in algorithm)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Terms with weights: called on log-probs it gives the loss of a micro-batch and what there is to log.
+
+    The losses of all micro-batches of all processes *sum* to the loss of the update, since the denominators in `Counts`
+    are those of the whole.
+    """
+
+    terms: tuple[Term, ...]
+    weights: Weights
+
+    @property
+    def active(self) -> tuple[Term, ...]:
+        """The terms whose weight is not 0."""
+        return tuple(term for term in self.terms if term.scale(self.weights) != 0)
+
+    def needs(self, name: str) -> bool:
+        return any(term.name == name for term in self.active)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.needs("reference_kl")
+
+    @property
+    def needs_masked(self) -> bool:
+        return self.needs("perception_kl") or self.needs("masked_entropy")
+
+    def __call__(self, logprobs: Logprobs, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (scalar, with gradient) and token sums for the log (name → scalar, without).
+
+        The sums, divided by the number of tokens of the whole, are the logged means: every divergence and entropy that
+        the given log-probs allow, whether or not a term uses it, and the two clip fractions.
+        """
+        x, w, mask = logprobs, self.weights, logprobs.completion_mask
+        loss = torch.zeros((), device=x.policy.device)
+        for term in self.active:
+            values = term.values(x, w)
+            if term.reduction == "token":
+                reduced = reduce.token_mean(values, mask, counts.tokens)
+            else:
+                reduced = reduce.sequence_mean(values, mask, counts.sequences)
+            loss = loss + term.scale(w) * reduced
+
+        with torch.no_grad():
+            high, low = terms.clip_fractions(x.policy, x.old, x.advantages, w.epsilon, w.epsilon_high)
+            logged = {
+                "surrogate": _surrogate(x, w),
+                "entropy": _entropy(x, w),
+                "clip_fraction_high": high,
+                "clip_fraction_low": low,
+            }
+            if x.reference is not None:
+                logged["reference_kl"] = _reference_kl(x, w)
+            if x.masked is not None:
+                logged["perception_kl"] = _perception_kl(x, w)
+                logged["masked_entropy"] = _masked_entropy(x, w)
+            sums = {name: reduce.token_mean(values, mask, 1) for name, values in logged.items()}
+        return loss, sums
+
+
+def gamma_at(step: int, max_steps: int, gamma: float, gamma_end: float | None, annealing_ratio: float) -> float:
+    """γ at a step (0-based): fixed, or linear from `gamma` to `gamma_end` over the first `annealing_ratio` of the run.
+
+    Source: the official code's `AnnealingKLController` (0.01 → 0 over the first half).
+    """
+    if gamma_end is None:
+        return gamma
+    steps = max(int(max_steps * annealing_ratio), 1)
+    return gamma + (gamma_end - gamma) * min(step / steps, 1.0)
