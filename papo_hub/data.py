@@ -1,0 +1,544 @@
+"""Rows of a dataset → Sample → Prompt, in an order that a resumed run continues.
+
+A dataset has three columns: `problem` (text with one `<image>` placeholder an image), `answer` and `images`. What a row
+holds is never trusted: it becomes a `Sample` or is skipped with a reason (`UnusableRow`), and too many skipped rows
+stop the run (`TooManyUnusableRows`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from PIL import Image
+from transformers import ProcessorMixin
+
+from papo_hub.batch import Prompt, Sample
+from papo_hub.images import UnusableImage, decode_image
+from papo_hub.randomness import derived_generator
+
+PLACEHOLDER = "<image>"
+PROMPT_SUFFIX = (
+    "Work the problem out as an internal monologue between <think> and </think>. "
+    "After it, state the final answer inside \\boxed{}."
+)
+
+COLUMNS = ("problem", "answer", "images")
+BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+LONGEST_TAG = 64  # characters; a longer text groups nothing
+
+Mask = Callable[[Image.Image, torch.Generator], Image.Image]
+
+
+class UnusableRow(ValueError):
+    """One row that cannot be trained on; `reason` reads "kind" or "kind: detail"."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class TooManyUnusableRows(ValueError):
+    """So many rows are unusable that the dataset, or a setting, is at fault."""
+
+
+class EndOfData(Exception):
+    """Fewer usable rows are left than were asked for."""
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows by index, each a dict with the keys `problem`, `answer`, `images` and `id`.
+
+    `table` is a `datasets.Dataset`, a list of dicts, or anything else with a length and an index. `root` is the folder
+    that image paths in the rows are relative to and may not leave; without one, no path is followed. A row without an
+    id is known by its index.
+    """
+
+    table: Sequence[Mapping[str, Any]]
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = dict(self.table[index])
+        if row.get("id") is None:
+            row["id"] = index
+        return row
+
+
+def load_rows(
+    name_or_path: str | os.PathLike,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    revision: str | None = None,
+) -> Rows:
+    """The rows of a parquet, JSON-lines or JSON file, of a folder of them, or of a Hub dataset.
+
+    A folder may also be one that `save_to_disk` wrote, a clone of a Hub dataset, or an image folder with metadata.
+    `columns` maps `problem`, `answer` and `images` to what the dataset calls them. Images stay undecoded, so that a
+    broken one costs its row and not the run. The column `id` is kept where it is unique; `tags` and text columns are
+    kept for grouping results.
+
+    Raises FileNotFoundError where there is no such file or dataset, ValueError where it cannot be read, is empty, lacks
+    the split or a column.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} names a version of a Hub dataset, but {path} is local: remove it")
+        source, root = f"{path}", path if path.is_dir() else path.parent
+    elif path.suffix in BUILDERS or path.is_absolute() or f"{name_or_path}".startswith((".", "~")):
+        raise FileNotFoundError(f"no such data file or folder: {path} (relative paths start at {Path.cwd()})")
+    else:
+        source, root = f"{name_or_path}", Path(HF_HUB_CACHE, f"datasets--{name_or_path}".replace("/", "--"))
+
+    try:
+        if not path.exists():
+            table = datasets.load_dataset(source, split=split, revision=revision)
+        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            table = datasets.load_from_disk(source)
+            if isinstance(table, datasets.DatasetDict):
+                if split not in table:
+                    raise ValueError(f"no split {split!r}; it has {', '.join(table)}")
+                table = table[split]
+        elif files := _data_files(path, split):
+            if not any(file.stat().st_size for file in files):  # `datasets` fails on these without a word
+                raise ValueError("the file is empty")
+            root = Path(os.path.commonpath([file.parent for file in files]))
+            patterns = [_escape_glob(str(file.absolute())) for file in files]
+            # The name without a slice such as "train[:100]".
+            data_files = {re.match(r"\w*", split)[0]: patterns}
+            table = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=data_files, split=split)
+        else:
+            table = datasets.load_dataset(source, split=split)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"cannot find the dataset {source!r} (split {split!r}): {error}. It is neither a local path nor reachable "
+            "on the Hub: check the name, the network and HF_HUB_OFFLINE, and log in if it is private."
+        ) from error
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        detail = f"{error.__cause__ or error}"
+        raise ValueError(f"cannot read the dataset {source!r} (split {split!r}): {detail}") from error
+
+    if len(table) == 0:
+        raise ValueError(f"the dataset {source!r} (split {split!r}) has no rows")
+    return Rows(_select(table, {name: (columns or {}).get(name, name) for name in COLUMNS}, source), root)
+
+
+def _data_files(path: Path, split: str) -> list[Path]:
+    """The tables to read: the file itself, or those of a folder that name the split; none: leave it to `datasets`.
+
+    Left to itself `datasets` takes a folder by its commonest extension: pictures next to a table would hide the table.
+    """
+    if path.is_file():
+        if path.suffix not in BUILDERS:
+            raise ValueError(f"{path.suffix or 'no suffix'} is not one of {', '.join(BUILDERS)}")
+        return [path]
+    card = path / "README.md"
+    if card.exists() and re.match(r"---\n(?:(?!---).*\n)*?configs:", card.read_text("utf-8", "replace")):
+        return []
+    visible = [file for file in path.rglob("*") if not any(part[0] == "." for part in file.relative_to(path).parts)]
+    if any(file.stem == "metadata" for file in visible):  # an image folder
+        return []
+    name = re.match(r"\w*", split)[0]
+    for suffix in BUILDERS:
+        if files := sorted(file for file in visible if file.suffix == suffix and file.is_file()):
+            if named := [file for file in files if _names_split(file.relative_to(path), re.escape(name))]:
+                return named
+            if any(_names_split(file.relative_to(path), "train|test|validation|valid|val|dev|eval") for file in files):
+                raise ValueError(f"no file there names it, only {', '.join(file.name for file in files[:10])}")
+            return files
+    return []
+
+
+def _names_split(path: Path, names: str) -> bool:
+    return re.search(rf"(?<![a-zA-Z0-9])(?:{names})(?![a-zA-Z0-9])", str(path)) is not None
+
+
+def _escape_glob(path: str) -> str:
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def _select(table: datasets.Dataset, columns: Mapping[str, str], source: str) -> datasets.Dataset:
+    """The three columns under our names, the id where it is unique, the text columns; images undecoded."""
+    for name, column in columns.items():
+        if column not in table.column_names:
+            raise ValueError(
+                f"the dataset {source!r} has no column {column!r}; it has {', '.join(table.column_names)}. "
+                f"Name the right one with `{name}_column`."
+            )
+    kept = [
+        column
+        for column, feature in table.features.items()
+        if column not in (*COLUMNS, "id")
+        and (getattr(feature, "dtype", None) in ("string", "large_string") or column == "tags")
+    ]
+    if "id" in table.column_names and "id" not in columns.values():
+        ids = list(table["id"])
+        if None not in ids and len(set(map(str, ids))) == len(ids):
+            kept.append("id")
+    kept = [column for column in kept if column not in columns.values()]
+    table = table.select_columns([*columns.values(), *kept])
+    table = table.rename_columns({column: name for name, column in columns.items() if column != name})
+    undecoded = datasets.Image(decode=False)
+    images = table.features["images"]
+    if isinstance(images, datasets.Image):
+        table = table.cast_column("images", undecoded)
+    elif isinstance(getattr(images, "feature", None), datasets.Image):
+        table = table.cast_column("images", type(images)(undecoded))
+    return table
+
+
+# --- row → Sample -----------------------------------------------------------------------------------------------------
+
+
+def special_tokens(processor: ProcessorMixin) -> frozenset[str]:
+    """The texts that the tokenizer reads as control: turn markers, image, padding and end tokens."""
+    tokenizer = processor.tokenizer
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    marks = {getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")}
+    return frozenset(token for token in {*added, *tokenizer.all_special_tokens, *marks} if token)
+
+
+def check_row(row: Mapping[str, Any], root: Path | None = None, forbidden: frozenset[str] = frozenset()) -> Sample:
+    """The sample in a row, or UnusableRow with the reason.
+
+    * A problem without any placeholder gets one an image in front; any other mismatch is unusable.
+    * Text with one of the `forbidden` strings (`special_tokens`) is unusable: it could end the user's turn or stand for
+      an image that is not there. Encoding it as plain text is no way out, since processors find tokens by their text.
+    * Tags are what the mapping `tags` says, or else every other short text of the row.
+    * Numbers as answers become text; a row without an image is unusable, as nothing could be perceived.
+    * An image is bytes, a PIL image, a dict {bytes, path}, or a path within `root`; see `papo_hub.images`.
+    """
+    problem = _text("problem", row.get("problem"))
+    answer = row.get("answer")
+    if type(answer) in (int, float) and abs(answer) < 1e300:  # neither nan nor infinite, and short enough to print
+        answer = str(answer)
+    answer = _text("answer", answer).strip()
+
+    sources = row.get("images")
+    if sources is None:
+        sources = []
+    elif not isinstance(sources, (list, tuple)):
+        sources = [sources]
+    if not sources:
+        raise UnusableRow("no image")
+    placeholders = problem.count(PLACEHOLDER)
+    if placeholders == 0:
+        problem = PLACEHOLDER * len(sources) + problem
+    elif placeholders != len(sources):
+        raise UnusableRow(f"placeholders do not match images: {placeholders} {PLACEHOLDER} for {len(sources)}")
+    words = problem.split(PLACEHOLDER)
+    if not any(text.strip() for text in words):
+        raise UnusableRow("empty problem")
+    if found := sorted(token for token in forbidden if any(token in text for text in words)):
+        raise UnusableRow(f"control token in the problem: {', '.join(found)}")
+
+    tags = row["tags"] if isinstance(row.get("tags"), Mapping) else row
+    return Sample(
+        id=str(row.get("id", "")),
+        problem=problem,
+        answer=answer,
+        images=tuple(_image(source, root) for source in sources),
+        tags={
+            name: value
+            for name, value in tags.items()
+            if name not in (*COLUMNS, "id") and isinstance(value, str) and 0 < len(value) <= LONGEST_TAG
+        },
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        raise UnusableRow(f"empty {name}")
+    if not isinstance(value, str):
+        raise UnusableRow(f"{name} is not text: {type(value).__name__}")
+    if not value.strip():
+        raise UnusableRow(f"empty {name}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableRow(f"{name} is not valid Unicode: {error.reason}") from error
+    return value
+
+
+def _image(source: Any, root: Path | None) -> Image.Image:
+    if isinstance(source, Mapping):
+        path, source = source.get("path"), source.get("bytes")
+        if source is None and isinstance(path, str):
+            source = _path_within(path, root)
+    elif isinstance(source, str):
+        source = _path_within(source, root)
+    if not isinstance(source, (bytes, Path, Image.Image)):
+        raise UnusableRow(f"unusable image: neither bytes nor a path but {type(source).__name__}")
+    try:
+        return decode_image(source)
+    except (UnusableImage, OSError) as error:
+        raise UnusableRow(f"unusable image: {error}") from error
+
+
+def _path_within(name: str, root: Path | None) -> Path:
+    """The file that a row names, if it lies within the data's folder once links and `..` are resolved."""
+    if re.match(r"\s*(?:[a-zA-Z][a-zA-Z0-9+.-]*://|data:)", name):
+        raise UnusableRow("image is a URL: download it next to the data")
+    if root is None:
+        raise UnusableRow("image is a path: these rows have no folder that it could be in")
+    try:
+        path = Path(root, name).resolve()
+        is_file = path.is_file()
+        fence = _fence(root.absolute()).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a NUL
+        raise UnusableRow(f"image path cannot be read: {type(error).__name__}") from error
+    if not path.is_relative_to(fence):
+        raise UnusableRow(f"image path leaves the data's folder: {name[:100]!r}")
+    if not is_file:
+        raise UnusableRow(f"image file is missing: {name[:100]!r}")
+    return path
+
+
+def _fence(root: Path) -> Path:
+    """The folder that paths may not leave: `root`, but the whole cached repository for a snapshot in the Hub's cache,
+    whose files are links to `blobs` beside it."""
+    for folder in (root, *root.parents):
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("datasets--"):
+            return folder.parent.parent
+    return root
+
+
+# --- Sample → Prompt --------------------------------------------------------------------------------------------------
+
+
+def chat_text(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PROMPT_SUFFIX) -> str:
+    """The sample as one user turn in the model's chat format, with one image token an image.
+
+    Raises ValueError where the processor has no chat template.
+    """
+    if processor.chat_template is None:
+        raise ValueError(
+            f"{type(processor).__name__} has no chat template, so problems cannot be put to the model: start from an "
+            "instruction-tuned checkpoint, or add its chat_template.jinja to the model's folder"
+        )
+    first, *rest = sample.problem.split(PLACEHOLDER)
+    parts = [first] + [part for text in rest for part in (None, text)]
+    if prompt_suffix:
+        parts[-1] = f"{parts[-1].rstrip()}\n{prompt_suffix}".lstrip("\n")
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts if part != ""]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def prompt_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PROMPT_SUFFIX) -> int:
+    """S, the tokens of the encoded prompt, image tokens included; from the images' sizes alone where possible."""
+    image_processor = processor.image_processor
+    merge_size = getattr(image_processor, "merge_size", None)
+    if not isinstance(merge_size, int) or not hasattr(image_processor, "get_number_of_image_patches"):
+        return encode(sample, processor, prompt_suffix).length
+    text = chat_text(sample, processor, prompt_suffix)
+    patches = [image_processor.get_number_of_image_patches(image.height, image.width) for image in sample.images]
+    image_tokens = sum(count // merge_size**2 for count in patches)
+    return len(processor.tokenizer(text, **_text_options(text, processor)).input_ids) - len(patches) + image_tokens
+
+
+def encode(
+    sample: Sample,
+    processor: ProcessorMixin,
+    prompt_suffix: str = PROMPT_SUFFIX,
+    max_prompt_length: int | None = None,
+    mask: Mask | None = None,
+    generator: torch.Generator | None = None,
+) -> Prompt:
+    """The sample as the model reads it: `clean`, and `masked` where a `mask` is given.
+
+    Each image is masked once, in order, with draws from `generator`; all completions of the prompt share the result.
+    The views have the same shapes and token ids (see `Prompt`) and differ in `pixel_values` alone.
+
+    Raises UnusableRow for a prompt of more than `max_prompt_length` tokens, ValueError for a mask that changes an
+    image's size, and for a processor without a chat template.
+    """
+    text = chat_text(sample, processor, prompt_suffix)
+
+    def view(images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        options = _text_options(text, processor)
+        return dict(processor(text=[text], images=list(images), return_tensors="pt", **options))
+
+    clean = view(sample.images)
+    _check_length(clean["input_ids"].shape[1], max_prompt_length)
+    if mask is None:
+        return Prompt(sample, clean)
+
+    masked_images = tuple(mask(image, generator) for image in sample.images)
+    for image, masked_image in zip(sample.images, masked_images, strict=True):
+        if image.size != masked_image.size:
+            raise ValueError(f"the mask turned a {image.size} image into {masked_image.size}: it must keep the size")
+    masked = view(masked_images)
+    for name, value in clean.items():
+        if name != "pixel_values" and not torch.equal(value, masked[name]):
+            raise ValueError(f"the clean and the masked view differ in {name} under {type(processor).__name__}")
+    return Prompt(sample, clean, masked, masked_images)
+
+
+def _text_options(text: str, processor: ProcessorMixin) -> dict[str, bool]:
+    """Some templates write the first token that the tokenizer would add once more."""
+    bos = processor.tokenizer.bos_token
+    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+
+
+def _check_length(length: int, max_prompt_length: int | None) -> None:
+    if max_prompt_length is not None and length > max_prompt_length:
+        raise UnusableRow(f"prompt too long: {length} tokens, max_prompt_length is {max_prompt_length}")
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+class PromptStream:
+    """Prompts in an order that (seed, epoch) alone decides; where it stands is a handful of numbers.
+
+    Every epoch is a new permutation of the rows; unusable ones are skipped. In several processes every rank walks the
+    same global order and encodes its own share of it. Ranks never communicate: each one checks every row (decoding its
+    images, counting its tokens), so that all agree on which are usable, provided that all read the same data.
+
+    `num_epochs` (None: endless) may be fractional. `skipped` maps the id of each unusable row met so far to the reason.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        processor: ProcessorMixin,
+        seed: int,
+        *,
+        prompt_suffix: str = PROMPT_SUFFIX,
+        max_prompt_length: int | None = None,
+        mask: Mask | None = None,
+        num_epochs: float | None = None,
+        max_skipped_share: float = 0.1,
+    ):
+        if len(rows) == 0:
+            raise ValueError("the dataset has no rows")
+        self.rows = rows
+        self.processor = processor
+        self.seed = seed
+        self.prompt_suffix = prompt_suffix
+        self.max_prompt_length = max_prompt_length
+        self.mask = mask
+        self.max_skipped_share = max_skipped_share
+        self.end = None if num_epochs is None else round(num_epochs * len(rows))
+        self.cursor = 0  # rows passed, all epochs together
+        self.skipped: dict[str, str] = {}
+        self._forbidden = special_tokens(processor)
+        self._order: tuple[int, list[int]] = (-1, [])  # the epoch, its permutation
+
+    def take(self, n: int, rank: int = 0, world_size: int = 1) -> list[Prompt]:
+        """This rank's share of the next `n` usable rows of the global order: every `world_size`-th, from `rank` on.
+
+        Call it on every rank with the same `n`. A call may run from one epoch into the next.
+
+        Raises EndOfData where fewer than `n` are left (the position then stays), TooManyUnusableRows, and ValueError
+        where `n` cannot be shared equally.
+        """
+        if n % world_size:
+            raise ValueError(f"{n} prompts cannot be shared equally by {world_size} processes")
+        cursor = self.cursor
+        chosen: list[tuple[int, int, Sample, int]] = []
+        while len(chosen) < n:
+            if cursor == self.end:
+                raise EndOfData(f"{n} prompts were asked for, {len(chosen)} are left before row {self.end} of the run")
+            epoch, position = divmod(cursor, len(self.rows))
+            index = self._permutation(epoch)[position]
+            row = self.rows[index]
+            cursor += 1
+            try:
+                sample = check_row(row, self.rows.root, self._forbidden)
+                length = prompt_length(sample, self.processor, self.prompt_suffix)
+                _check_length(length, self.max_prompt_length)
+                chosen.append((epoch, index, sample, length))
+            except UnusableRow as error:
+                self.skipped[str(row["id"])] = error.reason
+            self._check_share(seen=min(cursor, len(self.rows)))
+        prompts = [self._encode(*choice) for choice in chosen[rank::world_size]]
+        self.cursor = cursor
+        return prompts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, as JSON: the same on every rank."""
+        return {"seed": self.seed, "rows": len(self.rows), "cursor": self.cursor, "skipped": dict(self.skipped)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken. Raises ValueError where the seed or the number of rows is another."""
+        for name, value in (("seed", self.seed), ("rows", len(self.rows))):
+            if state[name] != value:
+                raise ValueError(
+                    f"the run to resume had {name} = {state[name]}, this one has {value}: the order of prompts "
+                    "would be another. Resume with the same data and seed, or start a new run."
+                )
+        self.cursor = state["cursor"]
+        self.skipped = dict(state["skipped"])
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if self._order[0] != epoch:
+            generator = derived_generator(self.seed, "order", epoch)
+            self._order = epoch, torch.randperm(len(self.rows), generator=generator).tolist()
+        return self._order[1]
+
+    def _encode(self, epoch: int, index: int, sample: Sample, length: int) -> Prompt:
+        generator = derived_generator(self.seed, "mask", epoch, index)
+        prompt = encode(sample, self.processor, self.prompt_suffix, mask=self.mask, generator=generator)
+        if prompt.length != length:  # ranks would disagree on which prompts are too long
+            raise RuntimeError(
+                f"row {sample.id}: {length} tokens foreseen, {type(self.processor).__name__} made {prompt.length}: "
+                "`prompt_length` does not know how it counts image tokens"
+            )
+        return prompt
+
+    def _check_share(self, seen: int) -> None:
+        skipped, rows = len(self.skipped), len(self.rows)
+        if seen < min(20, rows) or (skipped <= self.max_skipped_share * seen and skipped < rows):
+            return
+        kinds = Counter(reason.partition(":")[0] for reason in self.skipped.values())
+        lines = []
+        for kind, count in kinds.most_common(5):
+            name, reason = next(item for item in self.skipped.items() if item[1].partition(":")[0] == kind)
+            lines.append(f"  {count} × {kind} (row {name}: {reason})")
+        raise TooManyUnusableRows(
+            f"{skipped} of the first {seen} rows cannot be used (max_skipped_share is {self.max_skipped_share}):\n"
+            + "\n".join(lines)
+            + "\nRepair or filter these rows; or name other columns (problem_column, answer_column, images_column), "
+            "raise max_prompt_length, or raise max_skipped_share to train on the rest."
+        )
+
+
+def describe(
+    rows: Rows, processor: ProcessorMixin | None = None, prompt_suffix: str = PROMPT_SUFFIX, first: int = 5
+) -> str:
+    """What is in the dataset and what becomes of its first rows, as text; needs no model weights.
+
+    With a processor, also the length of each prompt in tokens.
+    """
+    names = getattr(rows.table, "column_names", None) or list(rows[0])
+    lines = [f"{len(rows)} rows; columns: {', '.join(names)}"]
+    forbidden = frozenset() if processor is None else special_tokens(processor)
+    for index in range(min(first, len(rows))):
+        row = rows[index]
+        try:
+            sample = check_row(row, rows.root, forbidden)
+        except UnusableRow as error:
+            lines.append(f"row {row['id']}: unusable: {error.reason}")
+            continue
+        sizes = ", ".join(f"{image.width}×{image.height}" for image in sample.images)
+        length = "" if processor is None else f"; {prompt_length(sample, processor, prompt_suffix)} tokens"
+        problem = " ".join(sample.problem.split())
+        lines.append(f"row {sample.id}: {sizes}{length}; {problem[:80]!r} → {sample.answer[:40]!r}")
+    return "\n".join(lines)
