@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from papo_hub.objectives import OBJECTIVES, Objective, Weights, gamma_at, with_reduction
+from papo_hub.objectives import OBJECTIVES, Term, Weights, with_reduction
 
 
 class ConfigError(ValueError):
@@ -101,6 +101,7 @@ class TrainConfig:
     epsilon_high: float = key(0.3, "upper clip range")
     delta: float | None = key(3.0, "dual clip for negative advantages; null: none")
     reduction: Literal["token", "sequence"] | None = key(None, "mean over tokens or over completions; null: the objective's")
+    estimator: Literal["k1", "k2", "k3"] = key("k3", "estimator of the perception KL; the paper's is k3")
     masked_logprobs: Literal["frozen", "live"] = key("frozen", "masked view: once per rollout, or with gradient per update")
     mask_strategy: Literal["random"] = key("random", "how the image is masked")
     mask_ratio: float = key(0.6, "probability with which a patch turns black")
@@ -136,7 +137,7 @@ class TrainConfig:
     logging_steps: int = key(1, "steps between trackers' points; metrics.jsonl has every step")
     sample_steps: int = key(25, "steps between entries of samples.md")
     log_completions: bool = key(True, "write sample completions to samples.md")
-    report_to: str = key("none", "trackers, comma-separated: trackio, tensorboard, wandb, all, none")
+    report_to: str | None = key("", "trackers, comma-separated: trackio, tensorboard, wandb; none; empty: trackio if installed")
     resume_from_checkpoint: str | None = key(None, "`latest` or a checkpoint folder")
     eval_dataset_name: str | None = key(None, "measured before and after training; null: not measured")
     eval_split: str = key("test", "its split")
@@ -155,18 +156,16 @@ class TrainConfig:
     def updates_per_step(self) -> int:
         return self.prompts_per_step // self.prompts_per_update
 
-    def weights(self) -> Weights:
-        return Weights(
-            self.gamma, self.eta_clean, self.eta_masked, self.beta, self.epsilon, self.epsilon_high, self.delta
-        )
-
-    def objective_at(self, step: int, max_steps: int) -> Objective:
-        """The objective with the weights of a step (0-based): γ annealed, the etas scaled alike."""
+    @property
+    def algorithm(self) -> tuple[Term, ...]:
+        """The terms of the objective, with the reduction that the recipe asks for."""
         algorithm = OBJECTIVES[self.objective]
-        if self.reduction is not None:
-            algorithm = with_reduction(algorithm, self.reduction)
-        gamma = gamma_at(step, max_steps, self.gamma, self.gamma_end, self.gamma_annealing_ratio)
-        return Objective(algorithm, self.weights().discounted(gamma))
+        return algorithm if self.reduction is None else with_reduction(algorithm, self.reduction)
+
+    @property
+    def policy_weights(self) -> Weights:
+        """The weights that have nothing to do with perception; the perception plugin adds the others."""
+        return Weights(beta=self.beta, epsilon=self.epsilon, epsilon_high=self.epsilon_high, delta=self.delta)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
@@ -179,22 +178,15 @@ def check(config: TrainConfig) -> None:
         if condition:
             raise ConfigError(message)
 
-    for name in ("gamma", "eta_clean", "eta_masked", "beta", "learning_rate", "weight_decay"):
-        value = getattr(config, name)
-        refuse(not 0 <= value < float("inf"), f"{name}: {value} must be a finite number of at least 0.")
-    for name in ("mask_ratio", "format_weight", "max_skipped_share", "gamma_annealing_ratio"):
-        refuse(not 0 <= getattr(config, name) <= 1, f"{name}: {getattr(config, name)} must lie between 0 and 1.")
+    check_ranges(config, non_negative=("learning_rate", "weight_decay"), shares=("format_weight", "max_skipped_share"))
+    check_perception(config)
+    check_rollout(config)
     for name in (
-        "prompts_per_step prompts_per_update max_completion_length max_prompt_length max_sampling_tries micro_batch_size "
-        "score_batch_size rollout_batch_size mask_patch_size save_total_limit logging_steps sample_steps eval_samples"
+        "prompts_per_step prompts_per_update max_prompt_length max_sampling_tries micro_batch_size score_batch_size "
+        "rollout_batch_size save_total_limit logging_steps sample_steps eval_samples max_skipped_updates"
     ).split():
         refuse(getattr(config, name) < 1, f"{name}: {getattr(config, name)} must be at least 1.")
     refuse(config.save_steps < 0, f"save_steps: {config.save_steps} must be at least 0 (0: only the last checkpoint).")
-    refuse(
-        config.num_generations < 2,
-        f"num_generations: {config.num_generations} leaves nothing to compare; advantages are relative to a group of "
-        "at least 2 completions (the paper uses 5).",
-    )
     refuse(
         config.prompts_per_step % config.prompts_per_update != 0,
         f"prompts_per_step: {config.prompts_per_step} is not a multiple of prompts_per_update: "
@@ -203,8 +195,6 @@ def check(config: TrainConfig) -> None:
     refuse(not 0 <= config.epsilon < 1, f"epsilon: {config.epsilon} must lie in [0, 1).")
     refuse(config.epsilon_high < 0, f"epsilon_high: {config.epsilon_high} must be at least 0.")
     refuse(config.delta is not None and config.delta <= 1, f"delta: {config.delta} must be above 1, or null for none.")
-    refuse(config.temperature <= 0, f"temperature: {config.temperature} must be above 0: training samples completions.")
-    refuse(not 0 < config.top_p <= 1, f"top_p: {config.top_p} must lie in (0, 1].")
     refuse(config.max_grad_norm <= 0, f"max_grad_norm: {config.max_grad_norm} must be above 0.")
     refuse(config.max_steps is not None and config.max_steps < 1, f"max_steps: {config.max_steps} must be at least 1.")
     refuse(
@@ -221,27 +211,56 @@ def check(config: TrainConfig) -> None:
         config.beta > 0 and config.dynamic_sampling,
         f"beta: {config.beta}, but {config.objective} has no reference KL (PAPO-D drops it); write beta: 0.",
     )
-    refuse(
-        config.gamma_end is not None and config.gamma == 0,
-        "gamma_end is set but gamma is 0: the annealing starts at gamma.",
-    )
-    refuse(config.gamma_end is not None and config.gamma_end < 0, f"gamma_end: {config.gamma_end} must be at least 0.")
-    refuse(
-        config.mask_ratio == 0 and config.gamma > 0,
-        "mask_ratio: 0 masks nothing, so the perception KL would be 0 everywhere; the paper uses 0.6.",
-    )
+
+
+def check_ranges(config: Any, non_negative: tuple[str, ...] = (), shares: tuple[str, ...] = ()) -> None:
+    """Refuse numbers out of range, NaN included. Raises ConfigError."""
+    for name in non_negative:
+        value = getattr(config, name)
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{name}: {value} must be a finite number of at least 0.")
+    for name in shares:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"{name}: {getattr(config, name)} must lie between 0 and 1.")
+
+
+def check_perception(config: Any) -> None:
+    """Refuse perception settings that cannot work, of a recipe or of a plugin. Raises ConfigError."""
+    check_ranges(config, ("gamma", "eta_clean", "eta_masked"), ("mask_ratio", "gamma_annealing_ratio"))
+    if config.mask_patch_size < 1:
+        raise ConfigError(f"mask_patch_size: {config.mask_patch_size} must be at least 1.")
+    if config.gamma_end is not None:
+        check_ranges(config, ("gamma_end",))
+        if config.gamma == 0:
+            raise ConfigError("gamma_end is set but gamma is 0: the annealing starts at gamma.")
+    if config.mask_ratio == 0 and config.gamma > 0:
+        raise ConfigError("mask_ratio: 0 masks nothing, so the perception KL would be 0; the paper uses 0.6.")
+
+
+def check_rollout(config: Any) -> None:
+    """Refuse sampling settings that cannot work, of a recipe or of a plugin. Raises ConfigError."""
+    if config.num_generations < 2:
+        raise ConfigError(
+            f"num_generations: {config.num_generations} leaves nothing to compare; advantages are relative to a group of "
+            "at least 2 completions (the paper uses 5)."
+        )
+    if not 0 < config.temperature < float("inf"):
+        raise ConfigError(f"temperature: {config.temperature} must be above 0: training samples completions.")
+    if not 0 < config.top_p <= 1:
+        raise ConfigError(f"top_p: {config.top_p} must lie in (0, 1].")
+    if config.max_completion_length < 1:
+        raise ConfigError(f"max_completion_length: {config.max_completion_length} must be at least 1.")
 
 
 def check_processes(config: TrainConfig, num_processes: int) -> None:
     """Refuse batches that do not divide among the processes. Raises ConfigError."""
-    for name in ("prompts_per_update",):
-        value = getattr(config, name)
-        if value % num_processes:
-            raise ConfigError(
-                f"{name}: {value} does not divide among {num_processes} processes "
-                f"({value} = {value // num_processes} × {num_processes} + {value % num_processes}); "
-                f"write {name}: {value // num_processes * num_processes or num_processes}, or start another number."
-            )
+    prompts = config.prompts_per_update
+    if prompts % num_processes:
+        raise ConfigError(
+            f"prompts_per_update: {prompts} does not divide among {num_processes} processes "
+            f"({prompts} = {prompts // num_processes} × {num_processes} + {prompts % num_processes}); "
+            "start a number of processes that divides it, or change it."
+        )
 
 
 def notices(config: TrainConfig) -> list[str]:
@@ -293,7 +312,7 @@ def build(values: dict[str, Any], cls: type = TrainConfig) -> Any:
     missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
     if missing:
         raise ConfigError(f"The recipe lacks {', '.join(missing)}. Add the key, or pass --{missing[0]} on the command line.")
-    return cls(**{name: _coerce(name, value, hints[name]) for name, value in values.items()})
+    return cls(**{name: coerce(name, value, hints[name]) for name, value in values.items()})
 
 
 def load_config(recipe: str | Path, overrides: dict[str, str] | None = None, cls: type = TrainConfig) -> Any:
@@ -332,13 +351,13 @@ def _unknown(name: str, known: dict[str, Any]) -> str:
     return f"{name} is not a key of a recipe." + (f" Did you mean {near[0]}?" if near else "")
 
 
-def _coerce(name: str, value: Any, hint: Any) -> Any:
+def coerce(name: str, value: Any, hint: Any) -> Any:
     """`value` as `hint` says. YAML reads 1e-6 as a string, and the command line gives strings only."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("null", "none", "")):
+        if value is None or (isinstance(value, str) and value.lower() in ("null", "none")):
             return None
-        return _coerce(name, value, next(a for a in arguments if a is not type(None)))
+        return coerce(name, value, next(a for a in arguments if a is not type(None)))
     if origin is Literal:
         if value in arguments:
             return value

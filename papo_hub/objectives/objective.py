@@ -49,6 +49,7 @@ class Weights:
     epsilon: float = 0.2
     epsilon_high: float = 0.3
     delta: float | None = 3.0  # the dual clip
+    estimator: str = "k3"  # of the perception KL
 
     def discounted(self, gamma: float) -> Weights:
         """The weights at the moment when the schedule stands at `gamma`."""
@@ -87,7 +88,7 @@ def _reference_kl(x: Logprobs, w: Weights) -> Tensor:
 
 
 def _perception_kl(x: Logprobs, w: Weights) -> Tensor:
-    return terms.perception_kl(x.policy, x.masked)
+    return terms.perception_kl(x.policy, x.masked, w.estimator)
 
 
 def _entropy(x: Logprobs, w: Weights) -> Tensor:

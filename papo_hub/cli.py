@@ -1,0 +1,142 @@
+"""papo-hub: the commands. Bad input ends with one message and exit code 2, never with a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from papo_hub.config import ConfigError, TrainConfig, help_text, load_config, parse_overrides
+from papo_hub.resources import resource
+from papo_hub.version import __version__
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The `papo-hub` entry point. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="papo-hub", description=__doc__.split(":")[0] + ": PAPO from one command.")
+    parser.add_argument("--version", action="version", version=f"papo_hub {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("quickstart", help="train the tiny model on real handwritten digits, in minutes, on a CPU")
+    commands.add_parser("train", help="run a recipe: papo-hub train RECIPE.yaml [--key value] (one process)", add_help=False)
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.command == "train":
+        recipe = [] if not rest or rest[0].startswith("-") else ["--config", rest.pop(0)]
+        return train_command(recipe + rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return quickstart_command()
+
+
+def train_command(arguments: list[str]) -> int:
+    """recipes/train.py: --config RECIPE [--dry_run] [--key value …]. Returns the exit code."""
+    if "--help" in arguments or "-h" in arguments:
+        print(f"usage: recipes/train.py --config RECIPE.yaml [--dry_run] [--key value ...]\n\nkeys:\n{help_text()}")
+        return 0
+
+    def run() -> None:
+        overrides = parse_overrides(arguments)
+        dry_run = overrides.pop("dry_run", "false") == "true"
+        config = load_config(_recipe(overrides), overrides)
+        if dry_run:
+            from papo_hub.preparation import dry_run_report
+
+            print(dry_run_report(config))
+            return
+        from papo_hub.trainer import train
+
+        folder = train(config)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"Finished: {folder}/README.md tells what came of it; the model is in {folder}/model.")
+
+    return _guarded(run)
+
+
+def warmup_command(arguments: list[str]) -> int:
+    """recipes/warmup.py: --config RECIPE [--key value …]. Returns the exit code."""
+    from papo_hub.warmup import WarmupConfig, warm_up
+
+    if "--help" in arguments or "-h" in arguments:
+        print(f"usage: recipes/warmup.py --config RECIPE.yaml [--key value ...]\n\nkeys:\n{help_text(WarmupConfig)}")
+        return 0
+
+    def run() -> None:
+        overrides = parse_overrides(arguments)
+        print(f"The warmed-up model is in {warm_up(load_config(_recipe(overrides), overrides, WarmupConfig))}.")
+
+    return _guarded(run)
+
+
+def quickstart_command() -> int:
+    """Warm-up, PAPO-G, and what changed: the main job of a newcomer. Returns the exit code."""
+    run = Path("runs/tiny/papo_g")
+    if not (Path("runs/tiny/warmup") / "config.json").exists():
+        print("1/2  Warm-up: a tiny Qwen2.5-VL learns to read digits, supervised (about a minute).", flush=True)
+        if code := _launch("warmup.py", "tiny/warmup.yaml"):
+            return code
+    if not (run / "model" / "config.json").exists():
+        print("2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (two or three minutes).", flush=True)
+        if code := _launch("train.py", "tiny/papo_g.yaml", "--resume_from_checkpoint", "latest"):
+            return code
+    print(before_after_table(run))
+    print(
+        f"\nThe run is in {run}: open README.md, figures/overview.png, samples.md.\nNext:\n"
+        "  accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/tiny/grpo.yaml\n"
+        "  papo-hub train recipes/tiny/papo_g.yaml --gamma 0.3 --output_dir runs/tiny/too_much   # watch it hack the KL\n"
+        "  papo-hub train recipes/qwen2_5_vl_3b/papo_g.yaml --dry_run                            # the same, at full size"
+    )
+    return 0
+
+
+def before_after_table(run: Path) -> str:
+    """evaluation.json as a table: accuracy before → after for each view and group of questions."""
+    rows = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    found = {(row["when"], row["view"], row["group"]): row for row in rows}
+    names = {"all": "all questions", "high": "image only", "partial": "partly in the text", "low": "all in the text"}
+    lines = [
+        "",
+        f"{'held-out questions':<22}{'accuracy, clean image':>24}{'masked image':>20}{'perception KL, nats/token':>30}",
+    ]
+    for group, name in names.items():
+        if ("after", "clean", group) not in found:
+            continue
+        cells = []
+        for view in ("clean", "masked"):
+            before, after = (found[when, view, group]["accuracy"] for when in ("before", "after"))
+            cells.append(f"{before:.1%} → {after:.1%}")
+        before, after = (found[when, "clean", group]["perception_kl"] for when in ("before", "after"))
+        lines.append(f"{name:<22}{cells[0]:>24}{cells[1]:>20}{f'{before:.3f} → {after:.3f}':>30}")
+    first = found["after", "clean", "all"]
+    lines.append(f"(avg@{first['samples']} over {first['problems']} questions on digits that training never showed)")
+    return "\n".join(lines)
+
+
+def _launch(script: str, recipe: str, *arguments: str) -> int:
+    """`accelerate launch` of one of our scripts, on the CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(resource("accelerate_configs/cpu.yaml")), str(resource(f"recipes/{script}"))]
+    return subprocess.run([*command, "--config", str(resource(f"recipes/{recipe}")), *arguments]).returncode
+
+
+def _recipe(overrides: dict[str, str]) -> str:
+    if "config" not in overrides:
+        raise ConfigError("Name a recipe: --config recipes/tiny/papo_g.yaml.")
+    return overrides.pop("config")
+
+
+def _guarded(run) -> int:
+    """User errors are ValueError, FileNotFoundError or a run's own stop: one message each."""
+    from papo_hub.experience import SamplingExhausted
+    from papo_hub.trainer import TrainingDiverged
+
+    try:
+        run()
+    except (ValueError, FileNotFoundError, SamplingExhausted, TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+__all__ = ["TrainConfig", "main", "train_command", "warmup_command"]

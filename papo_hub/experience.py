@@ -1,0 +1,146 @@
+"""Rollout → reward → dynamic filter → advantages → frozen log-probs: everything an update needs, made once a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from papo_hub.batch import Batch, Completion, Prompt, pad_completions
+from papo_hub.config import TrainConfig
+from papo_hub.data import PromptStream
+from papo_hub.logprobs import padded_logprobs
+from papo_hub.objectives import group_advantages
+from papo_hub.plugins import PapoAccelerator
+from papo_hub.randomness import derived_generator
+from papo_hub.rollout import RolloutEngine
+
+
+class SamplingExhausted(RuntimeError):
+    """Dynamic sampling found too few groups with both right and wrong answers."""
+
+
+@dataclass
+class _Groups:
+    prompts: list[Prompt] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    rewards: dict[str, list[Tensor]] = field(default_factory=lambda: {"mean": [], "accuracy": [], "format": []})
+
+    def add(self, prompt: Prompt, completions: list[Completion], rewards: dict[str, Tensor]) -> None:
+        self.prompts.append(prompt)
+        self.completions += completions
+        for name, values in rewards.items():
+            self.rewards[name].append(values)
+
+
+def collect(
+    policy: torch.nn.Module,
+    reference: torch.nn.Module | None,
+    engine: RolloutEngine,
+    stream: PromptStream,
+    accelerator: PapoAccelerator,
+    config: TrainConfig,
+    step: int,
+) -> tuple[Batch, dict[str, float]]:
+    """This process's share of one rollout batch, with everything frozen. Runs on every rank.
+
+    Returns the batch and what to log of its making: seconds ("time/rollout", "time/score"), and for the DAPO family the
+    rollout batches it took ("rollout/tries") and the share of groups that were kept ("rollout/kept").
+
+    Raises:
+        SamplingExhausted: the DAPO family found too few mixed groups in `max_sampling_tries` tries.
+        TooManyUnusableRows: from the stream.
+    """
+    start = time.perf_counter()
+    groups, log = _sample(engine, stream, accelerator, config, step)
+    rewards = {name: torch.cat(values) for name, values in groups.rewards.items()}
+    ids, mask = pad_completions(groups.completions, stream.processor.tokenizer.pad_token_id or 0)
+    size = accelerator.rollout_plugin.num_generations
+    device = accelerator.device
+    batch = Batch(
+        prompts=groups.prompts,
+        prompt_index=torch.arange(len(groups.prompts)).repeat_interleave(size),
+        completions=groups.completions,
+        completion_ids=ids.to(device),
+        completion_mask=mask.to(device),
+        advantages=group_advantages(rewards["mean"], size).to(device),
+        rewards=rewards,
+    )
+    sampled = time.perf_counter()
+    batch = _score(batch, policy, reference, accelerator, config)
+    log |= {"time/rollout": sampled - start, "time/score": time.perf_counter() - sampled}
+    return batch, log
+
+
+def _sample(
+    engine: RolloutEngine, stream: PromptStream, accelerator: PapoAccelerator, config: TrainConfig, step: int
+) -> tuple[_Groups, dict[str, float]]:
+    """Groups of completions with their rewards; with dynamic sampling, only groups that are neither all right nor all
+    wrong, drawn an update's worth of prompts at a time until there are enough."""
+    rollout, reward = accelerator.rollout_plugin, accelerator.reward_plugin
+    rank, world = accelerator.process_index, accelerator.num_processes
+    quota, size = config.prompts_per_step // world, rollout.num_generations
+    drawn_at_once = config.prompts_per_update if config.dynamic_sampling else config.prompts_per_step
+    groups, seen = _Groups(), 0
+    for attempt in range(config.max_sampling_tries if config.dynamic_sampling else 1):
+        prompts = stream.take(drawn_at_once, rank, world)
+        generator = torch.Generator(accelerator.device)
+        generator.manual_seed(derived_generator(config.seed, "rollout", step, attempt, rank).initial_seed())
+        completions = engine.generate(prompts, size, rollout.sampling, generator)
+        answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
+        rewards = reward([completion.text for completion in completions], answers)
+        for i, prompt in enumerate(prompts):
+            rows = slice(i * size, (i + 1) * size)
+            right = rewards["accuracy"][rows].sum()
+            if len(groups.prompts) < quota and (not config.dynamic_sampling or 0 < right < size):
+                groups.add(prompt, completions[rows], {name: values[rows] for name, values in rewards.items()})
+        seen += len(prompts)
+        missing = torch.tensor(quota - len(groups.prompts), device=accelerator.device)
+        if accelerator.reduce(missing, "sum") == 0:
+            break
+    else:
+        raise SamplingExhausted(
+            f"step {step}: {len(groups.prompts)} of {quota} groups after max_sampling_tries = {config.max_sampling_tries} "
+            f"batches of {drawn_at_once} prompts: in all other groups the {size} answers were all right or all wrong. "
+            "Take data that is neither too easy nor too hard for this model, or raise num_generations, temperature or "
+            "max_sampling_tries, or use grpo / papo_g, which need no mixed groups."
+        )
+    if not config.dynamic_sampling:
+        return groups, {}
+    return groups, {"rollout/tries": attempt + 1, "rollout/kept": quota / seen}
+
+
+def _score(
+    batch: Batch,
+    policy: torch.nn.Module,
+    reference: torch.nn.Module | None,
+    accelerator: PapoAccelerator,
+    config: TrainConfig,
+) -> Batch:
+    """The log-probs that stay fixed during the updates. On-policy (one update a step) the old ones need no pass."""
+    perception = accelerator.perception_plugin
+    frozen = {}
+    if config.updates_per_step > 1:
+        frozen["old_logprobs"] = score(policy, batch, "clean", config)
+    if reference is not None:
+        frozen["reference_logprobs"] = score(reference, batch, "clean", config)
+    if perception.active and not perception.live:
+        frozen["masked_logprobs"] = score(policy, batch, "masked", config)
+    return Batch(**{**batch.__dict__, **frozen})
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, batch: Batch, view: str, config: TrainConfig) -> Tensor:
+    """Log-probs of the batch's completions under `model` in one view, without gradient. (B, T)."""
+    result = torch.zeros(batch.completion_ids.shape, device=batch.completion_ids.device)
+    row = 0
+    for micro, _ in batch.micros(config.score_batch_size):
+        logprobs = padded_logprobs(
+            model, micro.rows(view), micro.completion_ids, micro.completion_mask, config.temperature
+        )
+        result = result.to(logprobs.dtype)
+        result[row : row + len(micro), : logprobs.shape[1]] = logprobs
+        row += len(micro)
+    return result

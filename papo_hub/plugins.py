@@ -1,0 +1,179 @@
+"""The parts of PAPO as accelerate users expect them: dataclass plugins, and an `Accelerator` that carries them.
+
+Every plugin works alone in any accelerate loop. A field is, in this order: the explicit argument, the environment
+variable `PAPO_<FIELD>`, the default.
+
+    accelerator = PapoAccelerator(perception_plugin=PerceptionPlugin(gamma=0.02))
+    objective = accelerator.perception_plugin.objective(PAPO_G)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import KwargsHandler
+from torch import Tensor
+
+from papo_hub.config import TrainConfig, check_perception, check_ranges, check_rollout, coerce
+from papo_hub.masking import RandomPatchMask
+from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
+from papo_hub.rewards import accuracy_reward, combine, format_reward
+from papo_hub.rollout import Sampling, TransformersEngine
+
+
+@dataclass
+class _Plugin(KwargsHandler):
+    """Fields left at None are filled from the environment, then from the recipe's default of the same name."""
+
+    def __post_init__(self) -> None:
+        defaults = {f.name: f.default for f in fields(TrainConfig)}
+        hints = typing.get_type_hints(TrainConfig)
+        for f in fields(self):
+            if getattr(self, f.name) is None:
+                given = os.environ.get(f"PAPO_{f.name.upper()}")
+                setattr(self, f.name, defaults[f.name] if given is None else coerce(f.name, given, hints[f.name]))
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Any:
+        """The plugin with the values of a recipe."""
+        plugin = cls()
+        for f in fields(cls):
+            setattr(plugin, f.name, getattr(config, f.name))
+        return plugin
+
+
+@dataclass
+class PerceptionPlugin(_Plugin):
+    """The perception terms: γ and its schedule, η1, η2, the mask, the estimator."""
+
+    gamma: float = None
+    gamma_end: float = None
+    gamma_annealing_ratio: float = None
+    eta_clean: float = None
+    eta_masked: float = None
+    estimator: str = None
+    mask_strategy: str = None
+    mask_ratio: float = None
+    mask_patch_size: int = None
+    masked_logprobs: str = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_perception(self)
+
+    @property
+    def active(self) -> bool:
+        """Whether any term needs the masked view."""
+        return self.gamma > 0 or self.eta_masked > 0
+
+    @property
+    def mask(self) -> RandomPatchMask | None:
+        """(image, generator) → masked image; None where nothing needs the masked view."""
+        return RandomPatchMask(self.mask_patch_size, self.mask_ratio) if self.active else None
+
+    @property
+    def live(self) -> bool:
+        """Whether the masked log-probs carry a gradient."""
+        return self.active and self.masked_logprobs == "live"
+
+    def objective(
+        self, algorithm: tuple[Term, ...], policy_weights: Weights = Weights(), step: int = 0, max_steps: int = 1
+    ) -> Objective:
+        """The algorithm with this plugin's weights as they stand at a step (0-based)."""
+        full = replace(
+            policy_weights,
+            gamma=self.gamma,
+            eta_clean=self.eta_clean,
+            eta_masked=self.eta_masked,
+            estimator=self.estimator,
+        )
+        gamma = gamma_at(step, max_steps, self.gamma, self.gamma_end, self.gamma_annealing_ratio)
+        return Objective(algorithm, full.discounted(gamma))
+
+
+@dataclass
+class RolloutPlugin(_Plugin):
+    """How completions are sampled."""
+
+    num_generations: int = None
+    temperature: float = None
+    top_p: float = None
+    max_completion_length: int = None
+    rollout_batch_size: int = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rollout(self)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.max_completion_length)
+
+    def engine(self, model: torch.nn.Module, tokenizer) -> TransformersEngine:
+        """An engine that samples from the (unwrapped) model."""
+        return TransformersEngine(model, tokenizer, self.rollout_batch_size)
+
+
+@dataclass
+class RewardPlugin(_Plugin):
+    """(1 - format_weight) · accuracy + format_weight · format."""
+
+    format_weight: float = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self, shares=("format_weight",))
+
+    def __call__(self, responses: list[str], answers: list[str]) -> dict[str, Tensor]:
+        """"mean" (the weighted sum), "accuracy" and "format", each (B,) float32."""
+        accuracy = [accuracy_reward(response, answer) for response, answer in zip(responses, answers, strict=True)]
+        formats = [format_reward(response) for response in responses]
+        total = [combine(a, f, self.format_weight) for a, f in zip(accuracy, formats, strict=True)]
+        return {"mean": torch.tensor(total), "accuracy": torch.tensor(accuracy), "format": torch.tensor(formats)}
+
+
+class PapoAccelerator(Accelerator):
+    """An `Accelerator` with the PAPO plugins: `perception_plugin`, `rollout_plugin`, `reward_plugin`.
+
+    Raises ValueError for `gradient_accumulation_steps` other than 1: the denominators already span the micro-batches, and
+    `Accelerator.backward` would divide once more.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        perception_plugin: PerceptionPlugin | None = None,
+        rollout_plugin: RolloutPlugin | None = None,
+        reward_plugin: RewardPlugin | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if self.gradient_accumulation_steps != 1:
+            raise ValueError("Leave gradient_accumulation_steps at 1: micro-batches are accumulated by global denominators.")
+        self.perception_plugin = perception_plugin or PerceptionPlugin()
+        self.rollout_plugin = rollout_plugin or RolloutPlugin()
+        self.reward_plugin = reward_plugin or RewardPlugin()
+
+
+def global_counts(accelerator: Accelerator, completion_mask: Tensor) -> Counts:
+    """Tokens and completions of one update over all processes. Runs on every rank.
+
+    Counted before the first backward, so that neither the micro-batch size nor the number of processes changes a gradient.
+    """
+    local = torch.tensor([completion_mask.sum(), completion_mask.shape[0]], dtype=torch.float64)
+    tokens, sequences = accelerator.reduce(local.to(accelerator.device, torch.float32), "sum")
+    return Counts(tokens, sequences)
+
+
+@contextlib.contextmanager
+def syncing(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Iterator[None]:
+    """Exchange gradients between processes only in the last micro-batch of an update."""
+    with contextlib.nullcontext() if last else accelerator.no_sync(model):
+        yield

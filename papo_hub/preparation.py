@@ -1,0 +1,125 @@
+"""What a run starts from: checks that need no weights, data, processor, models, and the record of how it was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from papo_hub.batch import Prompt
+from papo_hub.config import ConfigError, TrainConfig
+from papo_hub.data import PROMPT_SUFFIX, PromptStream, Rows, encode_all, load_rows
+from papo_hub.digits import DigitRows
+from papo_hub.modeling import load_processor
+from papo_hub.plugins import PerceptionPlugin
+from papo_hub.tracking import provenance
+
+
+def check_model(config: TrainConfig) -> None:
+    """Refuse a model that cannot see where the recipe needs it to, before its weights load. Raises ConfigError."""
+    try:
+        model_config = AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    except OSError as error:
+        raise ConfigError(
+            f"model_name_or_path: no model at {config.model_name_or_path!r}: {str(error).splitlines()[0]} "
+            "For the tiny recipes, run recipes/warmup.py first (or papo-hub quickstart, which does)."
+        ) from None
+    sees = type(model_config) in AutoModelForImageTextToText._model_mapping
+    if not sees:
+        raise ConfigError(
+            f"model_name_or_path: {config.model_name_or_path} is a {model_config.model_type} model, which reads no images; "
+            f"{config.objective} with gamma = {config.gamma} needs a vision-language model such as Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+
+
+def check_run_folder(run: Path, checkpoint: Path | None, config: TrainConfig) -> None:
+    """Refuse to write a new run over an old one. Raises ConfigError."""
+    if checkpoint is None and (run / "metrics.jsonl").exists() and config.resume_from_checkpoint is None:
+        raise ConfigError(
+            f"output_dir: {run} already holds a run. Continue it with --resume_from_checkpoint latest, "
+            "or choose another --output_dir."
+        )
+
+
+def training_rows(config: TrainConfig) -> Rows:
+    """The training data. Raises FileNotFoundError or ValueError, as `load_rows`."""
+    if config.dataset_name == "digits":
+        return Rows(DigitRows(config.dataset_split, seed=config.seed))
+    return load_rows(config.dataset_name, config.dataset_split, columns(config), config.dataset_revision)
+
+
+def recipe_processor(config: TrainConfig) -> Any:
+    """The processor of the model, with the recipe's pixel limits."""
+    limits = pixel_limits(config)
+    return load_processor(config.model_name_or_path, revision=config.model_revision, padding_side="left", **limits)
+
+
+def prompt_stream(rows: Rows, processor: Any, config: TrainConfig, perception: PerceptionPlugin) -> PromptStream:
+    """The training prompts in their order, masked where the perception terms need it."""
+    return PromptStream(
+        rows,
+        processor,
+        config.seed,
+        prompt_suffix=prompt_suffix(config),
+        max_prompt_length=config.max_prompt_length,
+        mask=perception.mask,
+        max_skipped_share=config.max_skipped_share,
+    )
+
+
+def steps_of(config: TrainConfig, rows: int) -> int:
+    """Rollout batches of the run: max_steps, or what num_train_epochs over `rows` rows makes."""
+    return config.max_steps or max(int(config.num_train_epochs * rows / config.prompts_per_step), 1)
+
+
+def columns(config: TrainConfig) -> dict[str, str]:
+    return {"problem": config.problem_column, "answer": config.answer_column, "images": config.images_column}
+
+
+def prompt_suffix(config: TrainConfig) -> str:
+    return PROMPT_SUFFIX if config.prompt_suffix is None else config.prompt_suffix
+
+
+def pixel_limits(config: TrainConfig) -> dict[str, Any]:
+    """The processor's `size`, where the recipe sets pixel limits."""
+    if config.min_pixels is None and config.max_pixels is None:
+        return {}
+    if config.min_pixels is None or config.max_pixels is None:
+        raise ConfigError("min_pixels and max_pixels go together: set both, or neither.")
+    return {"size": {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}}
+
+
+def load_model(config: TrainConfig, checkpoint: Path | None = None) -> torch.nn.Module:
+    """The model of the recipe, or that of a checkpoint."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoint or config.model_name_or_path,
+        revision=None if checkpoint else config.model_revision,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation=config.attn_implementation,
+    )
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def evaluation_prompts(config: TrainConfig, processor: Any, perception: PerceptionPlugin) -> list[Prompt]:
+    """The held-out problems in both views, or none."""
+    name = config.eval_dataset_name
+    if name is None:
+        return []
+    if name == "digits":
+        rows = Rows(DigitRows(config.eval_split, size=config.eval_problems or 400))
+    else:
+        rows = load_rows(name, config.eval_split, columns(config))
+    mask = PerceptionPlugin(gamma=1.0, mask_ratio=config.mask_ratio, mask_patch_size=config.mask_patch_size).mask
+    return encode_all(rows, processor, config.eval_problems, prompt_suffix(config), config.max_prompt_length, mask)
+
+
+def write_provenance(run: Path, config: TrainConfig, num_processes: int) -> None:
+    """config.yaml and provenance.json: enough to make the run again."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    (run / "provenance.json").write_text(json.dumps(provenance(config, num_processes), indent=1), encoding="utf-8")

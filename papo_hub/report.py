@@ -1,0 +1,61 @@
+"""What a finished run shows: the pictures, one example with its tokens coloured by visual dependence, and the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from papo_hub.batch import Prompt
+from papo_hub.card import write_card
+from papo_hub.config import TrainConfig
+from papo_hub.data import PLACEHOLDER
+from papo_hub.evaluation.runner import visual_dependence
+from papo_hub.figures import (
+    Example,
+    plot_before_after,
+    plot_curves,
+    plot_example,
+    plot_overview,
+    read_evaluation,
+    write_example,
+)
+from papo_hub.randomness import derived_generator
+from papo_hub.rollout import Sampling, TransformersEngine
+
+
+def finish_run(run: Path, model: torch.nn.Module, processor: Any, prompts: list[Prompt], config: TrainConfig) -> None:
+    """Write figures/, example.json and README.md of a run whose training is over. Runs on the main process.
+
+    The example is greedy, on the prompt among `prompts` (with both views) on whose answer the image has most effect;
+    without a masked view there is none.
+    """
+    plot_curves(run)
+    seeing = [prompt for prompt in prompts if prompt.masked is not None]
+    if seeing:
+        example = most_dependent(model, processor, seeing, config)
+        write_example(run, example)
+        plot_example(run / "figures" / "example.png", *example)
+        plot_overview(run / "figures" / "overview.png", run)
+    if evaluation := read_evaluation(run):
+        plot_before_after(run / "figures" / "before_after.png", evaluation)
+    write_card(run)
+
+
+def most_dependent(model: torch.nn.Module, processor: Any, prompts: list[Prompt], config: TrainConfig) -> Example:
+    """The greedy answer that depends most on its image, among those to `prompts`."""
+    engine = TransformersEngine(model, processor.tokenizer, config.rollout_batch_size)
+    generator = derived_generator(config.seed, "example")  # greedy decoding draws nothing from it
+    completions = engine.generate(prompts, 1, Sampling(0, 1.0, config.max_completion_length), generator)
+    dependence, mask = visual_dependence(model, prompts, completions, 1, config.temperature, config.score_batch_size)
+    chosen = int((dependence.sum(-1) / mask.sum(-1).clamp(min=1)).argmax())
+    prompt, completion = prompts[chosen], completions[chosen]
+    question = " ".join(prompt.sample.problem.replace(PLACEHOLDER, " ").split())
+    return Example(
+        prompt.sample.images[0],
+        prompt.masked_images[0],
+        [processor.tokenizer.decode([token]) for token in completion.token_ids],
+        dependence[chosen][mask[chosen]].tolist(),
+        f"{question}   (answer: {prompt.sample.answer})",
+    )

@@ -1,0 +1,32 @@
+"""What an engine that samples completions must do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from papo_hub.batch import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    max_completion_length: int = 2048  # tokens
+
+
+class RolloutEngine(Protocol):
+    def generate(
+        self,
+        prompts: list[Prompt],
+        num_generations: int,
+        sampling: Sampling,
+        generator: torch.Generator,
+        view: Literal["clean", "masked"] = "clean",
+    ) -> list[Completion]:
+        """P · G completions, prompt by prompt. All randomness comes from `generator`."""
+        ...
