@@ -1,0 +1,660 @@
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from papo_hub import grading_worker, rewards
+from papo_hub.rewards import accuracy_reward, combine, format_reward, last_boxed
+
+# (answer, what the model boxed)
+RIGHT = [
+    ("42", "42"),
+    ("1", "1.0"),
+    ("1/2", "0.5"),
+    ("0.5", r"\frac12"),
+    (r"$\frac12$", "0.5"),
+    (r"\boxed{7}", "7"),
+    ("50%", "0.5"),
+    (r"50\%", "50"),
+    ("50", r"50\%"),
+    ("0.5", "50%"),
+    ("1000", "1,000"),
+    ("1,000", "1000"),
+    ("1234567", "1{,}234{,}567"),
+    ("12 cm", "12"),
+    ("12", "12 cm"),
+    ("12", r"12\text{ cm}"),
+    ("12", r"12\,\mathrm{cm}^2"),
+    ("12 cm", "0.12 m"),
+    ("12 cm", r"120 \text{ mm}"),
+    ("1 m^2", r"10000\ \mathrm{cm}^2"),
+    ("5 apples", "5"),
+    ("5", r"5 \text{ apples}"),
+    ("3", "x=3"),
+    ("x=3", "3"),
+    ("x = 3", "x=3"),
+    ("2x+1", "y=2x+1"),
+    ("y=2x+1", "2x+1"),
+    ("5", "2+3=5"),
+    ("5", "AB = 5"),
+    ("30", r"\angle ABC = 30^\circ"),
+    ("30°", "30"),
+    ("30", r"30^{\circ}"),
+    (r"30^\circ", "30 degrees"),
+    (r"30^\circ", r"\frac{\pi}{6}"),
+    (r"\frac{\pi}{6}", r"30^\circ"),
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
+    (r"2\sqrt{3}", r"\sqrt{12}"),
+    (r"6\sqrt{3}", "6√3"),
+    (r"6\sqrt{3}", "6*sqrt(3)"),
+    (r"108\pi", "108π"),
+    (r"108\pi", "108*pi"),
+    (r"\frac{\sqrt{30}}{2}", r"\sqrt{30}/2"),
+    (r"7+\sqrt{13}", r"\sqrt{13}+7"),
+    (r"7+\sqrt{13}", r"7 + \sqrt {13}"),
+    ("1/3", "0.333333"),
+    (r"\pi", "3.14159265"),
+    ("3.141593", r"\pi"),
+    ("A", "A"),
+    ("A", "(A)"),
+    ("A", "A."),
+    ("A", r"\text{A}"),
+    ("A", r"\textbf{(A)}"),
+    ("A", "A. 12"),
+    ("A", "(A) 12"),
+    ("A", r"A) \frac{1}{2}"),
+    ("A", "a"),
+    ("A", "Option A"),
+    ("A", "The answer is A"),
+    ("D", r"\mathrm{D}"),
+    ("B", "B: 5"),
+    ("(B)", "B"),
+    ("A. 12", "A"),
+    ("A. 12", "12"),
+    ("E", "E"),
+    ("A, C", "AC"),
+    ("AC", "C, A"),
+    ("BCD", "B, C, D"),
+    ("C", r"\text{(C) triangle}"),
+    ("B", r"\boxed{B}"),
+    ("B", "**B**"),
+    ("J", "J"),
+    ("yes", "Yes"),
+    ("yes", "yes."),
+    ("Yes", r"\text{Yes}"),
+    ("no", "No, it is not."),
+    ("triangle", "a triangle"),
+    ("two", "2"),
+    ("7", "seven"),
+    ("blue", "Blue"),
+    ("clockwise", r"\text{clockwise}"),
+    ("right triangle", "right triangle"),
+    ("(1,2)", "(1, 2)"),
+    ("(1,2)", r"\left(1, 2\right)"),
+    ("(1,2)", "(x, y) = (1, 2)"),
+    (r"(\frac12, 3)", "(0.5,3)"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    ("1,2", "2, 1"),
+    ("1,2", r"x=1 \text{ or } x=2"),
+    ("3,-3", r"\pm 3"),
+    (r"\pm 3", "-3, 3"),
+    (r"x=\pm 3", r"\pm3"),
+    ("[1,2)", "[1, 2)"),
+    (r"(-\infty,3]", r"(-\infty, 3]"),
+    ("x>3", r"(3,\infty)"),
+    ("x>3", "3<x"),
+    (r"x \ge 3", "x≥3"),
+    ("1<x<2", "(1,2)"),
+    ("[1,2]", r"x\in[1,2]"),
+    (r"[1,2]\cup[3,4]", r"[3,4]\cup[1,2]"),
+    ("(1,2),(3,4)", "(3,4) and (1,2)"),
+    (r"\begin{pmatrix}1 & 2\\3 & 4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+    (r"\begin{pmatrix}1\\ 0.5\end{pmatrix}", r"\begin{pmatrix}1\\ \frac{1}{2}\end{pmatrix}"),
+    ("x^2-1", "(x-1)(x+1)"),
+    ("(a+b)^2", "a^2+2ab+b^2"),
+    ("x+y", "y+x"),
+    ("x^{10}", "x^10"),
+    ("5000", r"5\times10^3"),
+    ("5000", "5e3"),
+    ("0.001", "10^{-3}"),
+    (r"1.6\times10^{-19}", "1.6e-19"),
+    ("3/2", r"1\frac{1}{2}"),
+    ("3/2", "1 1/2"),
+    ("1.5", "1½"),
+    ("2:3", "4:6"),
+    ("1:2:3", "2:4:6"),
+    ("2/3", "2:3"),
+    ("120", "5!"),
+    ("3", r"\log_2 8"),
+    ("10", r"\binom{5}{2}"),
+    ("3+4i", "4i+3"),
+    ("2", r"\sqrt[3]{8}"),
+    (r"\frac12", r"\sin 30^\circ"),
+    ("1/3", r"0.\overline{3}"),
+    ("1/6", r"0.1\dot{6}"),
+    ("5", r"\$5"),
+    ("$5", "5 dollars"),
+    (r"\$5", "5.00"),
+    ("-3", "−3"),
+    ("-3", "- 3"),
+    ("4.36", r"\sqrt{19} \approx 4.36"),
+    (r"2\sqrt{3}", r"2\sqrt{3} \approx 3.46"),
+    ("y = 2x", "2x - y = 0"),
+    ("x^2+y^2=4", "y^2+x^2=4"),
+    (r"y=-\frac12x+3", "x+2y=6"),
+    ("60", "60.0"),
+    ("+5", "5"),
+    ("x", "x"),
+    ("2^{10}", "1024"),
+    ("e", "e"),
+    (r"\frac{x}{2}", "0.5x"),
+    (r"\frac{1}{2}\vec{a}", r"0.5\vec{a}"),
+    ("90 km/h", r"90 \text{ km/h}"),
+    ("5 厘米", "5"),
+    (r"2\sqrt{3}\text{ cm}", r"2\sqrt{3}"),
+    (r"16\pi \text{ cm}^2", r"16\pi"),
+    (r"16\pi", r"16 \pi \mathrm{~cm}^{2}"),
+    ("180-2x", r"180^\circ - 2x"),
+    ("12", r"\displaystyle 12"),
+    ("12", "{12}"),
+    ("12", "12."),
+    ("0", "0.0"),
+    (r"\infty", "infinity"),
+    (r"-\frac{1}{2}", r"\frac{-1}{2}"),
+    (r"\dfrac{3}{4}", "3/4"),
+    (r"\frac{3}{4}", r"\tfrac34"),
+    (r"\frac{3}{4}", "0.75"),
+    ("100,200", "200, 100"),
+    ("x_1=1, x_2=2", "1, 2"),
+    ("a", "a"),
+    ("P", "point P"),
+    (r"\emptyset", r"\{\}"),
+    ("12.5%", r"\frac{1}{8}"),
+    ("1 1/2", "1.5"),
+    (r"\triangle ABC", r"\triangle ABC"),
+    ("AB", "BA"),
+    ("12", "12 units"),
+    ("12", "12 square units"),
+    ("24", "24 sq cm"),
+    ("3 hours", "180 minutes"),
+    ("3.0", "3"),
+    (r"90^\circ", r"\frac{\pi}{2} \text{ rad}"),
+    ("17", r"\text{The answer is }17"),
+    ("k<2", "k < 2"),
+    ("m>-1", "m > -1"),
+    (r"\frac{a+b}{2}", "(a+b)/2"),
+    ("yes", "yes"),
+    ("False", "false"),
+]
+WRONG = [
+    ("42", "43"),
+    ("A", "B"),
+    ("A", ""),
+    ("A", "A or B"),
+    ("A", "A, B"),
+    ("A", "B. A"),
+    ("A", "A. 12 B. 13"),
+    ("A", "not A"),
+    ("A", "12"),
+    ("A", "AB"),
+    ("E", "2.718281828"),
+    ("AC", "A"),
+    ("AC", "AB"),
+    ("A, C", "A"),
+    ("ACB", "ABC"),
+    ("A triangle", "A square"),
+    ("(1,2)", "[1,2]"),
+    ("(1,2)", "(2,1)"),
+    ("(1,2)", r"\{1,2\}"),
+    ("[1,2)", "[1,2]"),
+    (r"(-\infty,3]", r"(-\infty,3)"),
+    ("1,2", "1"),
+    ("1", "1,2"),
+    ("1,2,2", "1,1,2"),
+    ("1,2", "1,3"),
+    ("(2,1)", "(5,3)"),
+    (r"\pi", "3.14"),
+    ("1/3", "0.33"),
+    ("1/3", "0.333"),
+    (r"\sqrt2", "1.414"),
+    ("3", "-3"),
+    ("3", r"\pm 3"),
+    (r"\pm3", "3"),
+    ("12 cm", "12 m"),
+    ("12 cm", "12 cm^2"),
+    ("10 m/s", "10 km/h"),
+    ("5", "3x+2=5"),
+    ("5", "7=5"),
+    ("x=3", "y=3"),
+    ("10^{-19}", "10^{-20}"),
+    (r"1.6\times10^{-19}", r"1.7\times10^{-19}"),
+    ("0.0000004", "0.0000003"),
+    ("0", "0.0000001"),
+    ("left", "felt"),
+    ("left", "right"),
+    ("yes", "no"),
+    ("yes", "no, yes"),
+    ("7", "1 6"),
+    ("16", "1 6"),
+    ("x^{10}", "10x"),
+    ("1000000", "1000001"),
+    ("1234567.8", "1234567.9"),
+    ("100000000001", "100000000002"),
+    ("k<2", "k>2"),
+    ("k<2", r"k\le2"),
+    ("k<2", "m<2"),
+    ("x>3", r"x\ge3"),
+    ("0.5", "0.5%"),
+    ("50%", "5"),
+    (r"\frac{1}{0}", r"\frac{2}{0}"),
+    ("1.5", "1,5"),
+    ("12", "12x"),
+    ("3", "3x"),
+    ("x", "y"),
+    ("2x+1", "2x-1"),
+    (r"\frac{355}{113}", r"\pi"),
+    ("1:2:3", "1:6:1"),
+    ("1:2:3", "3:2:1"),
+    ("12", "about a dozen and 12"),
+    ("12", "12 or 13"),
+    ("3", r"3 \approx 4"),
+    ("3", r"4 \approx 3"),
+    ("12", "not 12"),
+    (r"\sqrt{x^2}", "x"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
+    (r"\frac{\pi}{3}", "60"),
+    (r"30^\circ", r"\frac{\pi}{3}"),
+    ("triangle", "square"),
+    ("5", "five hundred"),
+    ("5", r"\text{none}"),
+    ("5", "?"),
+    ("5", "..."),
+    ("5", r"5 \text{ or } 6"),
+    ("2", r"\{2,3\}"),
+    (r"\emptyset", "0"),
+    ("3/2", "11/2"),
+    (r"1\frac12", r"\frac{11}{2}"),
+    ("AB", "AC"),
+    ("(3,4)", "3"),
+    ("2^{10}", "2^10+1"),
+    ("x^2", "x^3"),
+    (r"\sin x", r"\cos x"),
+    ("60", "60%0"),
+    ("45", "4 5"),
+    ("0.1", "0.01"),
+    ("1e3", "1e4"),
+    (r"-\frac12", r"\frac12"),
+    ("3 hours", "3 minutes"),
+    ("A. 12", "B. 12"),
+    ("no solution", "0"),
+    ("1,000", "1"),
+    ("a+b", "ab"),
+    ("6", "x = 2, y = 3"),
+    ("yes", "yes, no"),
+    ("yes", "yes no"),
+]
+# What can make a parser or a computer algebra system run forever, exhaust memory, recurse or raise.
+HOSTILE = {
+    "tower": r"10^{10^{10}}",
+    "power": "9**9**9**9",
+    "nested powers": r"9^{9^{9^{9}}}",
+    "factorials": r"((9!)!)!",
+    "long factorial": "99999999999!",
+    "nested braces": "{" * 100_000 + "1" + "}" * 100_000,
+    "nested brackets": "(" * 900 + "1" + ")" * 900,
+    "nested fractions": r"\frac{1}{" * 200 + "2" + "}" * 200,
+    "megabytes": "1+" * 2_000_000,
+    "digits": "9" * 1_900,
+    "spaces": "1" + " " * 1_900 + "+",
+    "slashes": "/" * 1_900,
+    "carets": "^" * 1_900,
+    "backslashes": "\\" * 1_901,
+    "unbalanced": r"\frac{1}{\sqrt{2}",
+    "commands": r"\left(\begin{matrix}\frac\sqrt\sum_",
+    "NUL": "4\x002",
+    "surrogates": "\ud8004\udfff",
+    "line ends": "4\r\n2\u2028\x85",
+    "right to left": "\u202e42",
+    "exponent": "1e999999999",
+    "small exponent": "1e-999",
+    "integral": r"\int_0^1 x^{x^{x}} \sin(e^{x}) dx",
+    "sum": r"\sum_{n=1}^{10000000000} \frac{1}{n^{n}}",
+    "code": "__import__('os').system('false')",
+    "ligature": "\ufdfa" * 1_900,
+}
+
+
+def boxed(content, think="thoughts"):
+    return f"<think>{think}</think> The answer is \\boxed{{{content}}}."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worker():
+    """One process for this file, with half the usual time, and closed with the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rewards, "CPU_SECONDS", 1)
+        rewards._worker.close()
+        yield
+        rewards._worker.close()
+        rewards._verdict.cache_clear()
+
+
+@pytest.mark.parametrize("answer, candidate", RIGHT)
+def test_right_answers(answer, candidate):
+    assert accuracy_reward(boxed(candidate), answer) == 1.0
+
+
+@pytest.mark.parametrize("answer, candidate", WRONG)
+def test_wrong_answers(answer, candidate):
+    assert accuracy_reward(boxed(candidate), answer) == 0.0
+
+
+@pytest.mark.parametrize("text", sorted({text for pair in RIGHT for text in pair}))
+def test_every_answer_equals_itself(text):
+    assert accuracy_reward(boxed(text), text) == 1.0
+
+
+def test_without_a_box_there_is_no_answer():
+    assert accuracy_reward("<think>x</think> 42", "42") == 0.0
+    assert accuracy_reward("", "42") == 0.0
+    assert accuracy_reward(boxed(""), "42") == 0.0
+    assert accuracy_reward(boxed(""), "") == 0.0
+
+
+def test_the_last_box_counts():
+    assert accuracy_reward(r"\boxed{41} no, \boxed{42}", "42") == 1.0
+    assert accuracy_reward(r"\boxed{42} no, \boxed{41}", "42") == 0.0
+
+
+@pytest.mark.parametrize(
+    "text, content",
+    [
+        (r"\boxed{1} \boxed{2}", "2"),
+        (r"\boxed {3}", "3"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
+        (r"a {b \boxed{4} c", "4"),
+        (r"\boxed{\boxed{5}}", "5"),
+        (r"\boxed{6} and \boxed{7", "6"),  # cut by the length limit
+        (r"\boxed{8 \boxed{9}", "9"),
+        (r"\\boxed{10}", "10"),
+        (r"\\\boxed{11}", "11"),
+        (r"} \boxed{12}", "12"),
+        ("\\boxed{\n13\n}", "13"),
+        (r"\boxed{}", ""),
+        (r"\boxed14", None),
+        (r"\boxed{15", None),
+        ("boxed{16}", None),
+        ("", None),
+    ],
+)
+def test_last_boxed(text, content):
+    assert last_boxed(text) == content
+
+
+def official_format(response):
+    """The rule as its authors state it: white space around the three characters dropped, then one expression."""
+    response = re.sub(r"\s*(<|>|/)\s*", r"\1", response)
+    return float(re.fullmatch(r"<think>.*</think>.*\\boxed\{.*\}.*", response, re.DOTALL) is not None)
+
+
+PIECES = [
+    "<think>",
+    "</think>",
+    r"\boxed{",
+    "}",
+    "<",
+    ">",
+    "/",
+    " ",
+    "\n",
+    "think",
+    "x",
+    r"\boxed {",
+    "< think >",
+    "< / think\t>",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join) | st.permutations(PIECES[:6]).map("".join))
+@settings(max_examples=500, deadline=None)
+def test_format_agrees_with_the_official_rule(response):
+    assert format_reward(response) == official_format(response)
+    assert format_reward("<think>" + response) == official_format("<think>" + response)
+
+
+@pytest.mark.parametrize(
+    "response, reward",
+    [
+        (r"<think>a</think>\boxed{1}", 1.0),
+        (" \n< think > a < / think > so \\boxed{1}. ", 1.0),
+        (r"<think></think>\boxed{}", 1.0),
+        (r"a <think>b</think>\boxed{1}", 0.0),
+        (r"<think>a \boxed{1}</think>", 0.0),
+        (r"<think>a</think> 1", 0.0),
+        (r"<think>a</think> \boxed{1", 0.0),
+        (r"<think>a \boxed{1}", 0.0),
+        (r"\boxed{1}", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_format(response, reward):
+    assert format_reward(response) == reward == official_format(response)
+
+
+def test_combine_weighs_nine_to_one():
+    assert (
+        combine(1.0, 0.0) == 0.9 and combine(0.0, 1.0) == 0.1 and combine(1.0, 1.0) == 1.0 and combine(0.0, 0.0) == 0.0
+    )
+    assert combine(1.0, 0.0, format_weight=0.25) == 0.75
+
+
+@pytest.mark.parametrize(
+    "text", ["<" * 10**6, " " * 10**6, "< " * 10**6, "<think>" * 10**5, r"\boxed{" * 10**5, "\\" * 10**6, "{" * 10**6]
+)
+def test_reading_is_linear_in_hostile_text(text):
+    # Milliseconds each; the quadratic ways to do it take minutes. 5 s leave room for a busy machine.
+    start = time.process_time()
+    format_reward("<think>" + text)
+    format_reward("<think></think>" + text)
+    last_boxed(text)
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_is_wrong_and_never_hangs(name):
+    # At most 1 s of processor time and a restart, twice; 30 s leave room for a busy machine.
+    start = time.monotonic()
+    assert accuracy_reward(boxed(HOSTILE[name]), "7") == 0.0
+    assert accuracy_reward(boxed("7"), HOSTILE[name]) == 0.0
+    assert time.monotonic() - start < 30
+    assert accuracy_reward(boxed(r"\sqrt{16}"), "4") == 1.0  # and the next one is graded as if nothing had been
+
+
+def test_threads_share_one_worker():
+    rewards._verdict.cache_clear()
+    verdicts = {}
+
+    def grade(i):
+        verdicts[i] = [accuracy_reward(boxed(rf"\sqrt{{{n * n}}}"), str(n + i % 2)) for n in range(i, i + 8)]
+
+    threads = [threading.Thread(target=grade, args=(i,)) for i in range(100, 108)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == {i: [float(i % 2 == 0)] * 8 for i in range(100, 108)}
+
+
+def test_a_thread_survives_what_needs_the_worker_killed(caplog):
+    rewards._verdict.cache_clear()
+    rewards._worker._losses = 0
+    verdicts = []
+    with caplog.at_level(logging.WARNING, logger=rewards.__name__):
+        thread = threading.Thread(target=lambda: verdicts.append(accuracy_reward(boxed(r"2^{10^{10^{9}}}"), "3")))
+        thread.start()
+        thread.join(30)
+        assert accuracy_reward(boxed(r"3^{10^{10^{9}}}"), "2") == 0.0
+    assert verdicts == [0.0]
+    assert rewards._worker._losses == 2 and len(caplog.records) == 1  # said once
+
+
+def test_the_worker_is_replaced_when_it_dies():
+    assert accuracy_reward(boxed(r"\sqrt{25}"), "5") == 1.0
+    rewards._worker._process.send_signal(signal.SIGTERM)
+    rewards._worker._process.wait()
+    accuracy_reward(boxed(r"\sqrt{36}"), "6")  # this verdict is the one that is lost
+    assert accuracy_reward(boxed(r"\sqrt{49}"), "7") == 1.0
+
+
+def test_the_wall_clock_limit_holds_where_the_worker_has_none(monkeypatch):
+    assert accuracy_reward(boxed(r"\sqrt{81}"), "9") == 1.0
+    process = rewards._worker._process
+    monkeypatch.setattr(rewards, "WALL_SECONDS", 0.3)
+    process.send_signal(signal.SIGSTOP)  # uses no processor time, never answers
+    assert accuracy_reward(boxed(r"\sqrt{100}"), "10") == 0.0
+    assert process.returncode is not None
+    monkeypatch.undo()
+    assert accuracy_reward(boxed(r"\sqrt{121}"), "11") == 1.0
+
+
+def test_a_late_reply_answers_no_other_request():
+    assert accuracy_reward(boxed(r"\sqrt{144}"), "12") == 1.0
+    process = rewards._worker._process
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(process.stdout, name)
+
+        def readline(self):
+            raise KeyboardInterrupt
+
+    class Process:
+        stdout = Interrupted()
+
+        def __getattr__(self, name):
+            return getattr(process, name)
+
+    rewards._worker._process = Process()
+    with pytest.raises(KeyboardInterrupt):
+        accuracy_reward(boxed(r"\sqrt{169}"), "13")
+    assert process.returncode is not None
+    assert accuracy_reward(boxed(r"\sqrt{170}"), "13") == 0.0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_has_its_own_worker():
+    assert accuracy_reward(boxed(r"\sqrt{196}"), "14") == 1.0
+    parent = rewards._worker._process.pid
+    read, write = os.pipe()
+    with rewards._worker._lock:  # as if another thread were grading at this moment
+        child = os.fork()
+        if child == 0:
+            verdict = accuracy_reward(boxed(r"\sqrt{225}"), "15")
+            os.write(write, f"{verdict} {rewards._worker._process.pid != parent}".encode())
+            rewards._worker.close()
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        assert pipe.read() == "1.0 True"
+    os.waitpid(child, 0)
+    assert rewards._worker._process.pid == parent
+    assert accuracy_reward(boxed(r"\sqrt{256}"), "16") == 1.0
+
+
+def test_a_program_without_a_main_guard_ends_cleanly(tmp_path):
+    script = tmp_path / "user.py"
+    script.write_text(
+        "print('main')\n"
+        "from papo_hub.rewards import accuracy_reward, _worker\n"
+        "print(accuracy_reward(r'\\boxed{\\sqrt{289}}', '17'), _worker._process.pid)\n"
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    main, verdict, *rest = result.stdout.split()
+    assert (result.returncode, result.stderr, main, verdict, len(rest)) == (0, "", "main", "1.0", 1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(rest[0]), 0)  # no worker is left behind
+
+
+def test_the_worker_imports_no_framework_and_nothing_of_this_folder():
+    code = (
+        "import runpy, sys, io; sys.stdin = io.StringIO(''); sys.argv[:1] = []\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "loaded = {name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'papo_hub', 'numpy'}\n"
+        "print(sorted(loaded), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, grading_worker.__file__, "2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.stdout, result.stderr.splitlines()[-1]) == ("true\n", "[]")
+
+
+def test_a_worker_that_cannot_start_is_an_error_and_no_zero(monkeypatch, tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("import no_such_library\n")
+    monkeypatch.setattr(grading_worker, "__file__", str(broken))
+    with pytest.raises(RuntimeError, match="did not start"):
+        rewards._Worker().same("1", r"\sqrt{1}")
+
+
+def test_equal_pairs_are_graded_once(monkeypatch):
+    assert accuracy_reward(boxed(r"\sqrt{324}"), "18") == 1.0
+    monkeypatch.setattr(rewards._worker, "same", lambda *_: pytest.fail("graded again"))
+    assert accuracy_reward(boxed(r"\sqrt{324}", think="other thoughts"), "18") == 1.0
+
+
+def test_what_text_can_decide_needs_no_worker(monkeypatch):
+    monkeypatch.setattr(rewards._worker, "same", lambda *_: pytest.fail("needed the worker"))
+    rewards._verdict.cache_clear()
+    for answer, candidate in [
+        ("A", "(B)"),
+        ("42", "42.0"),
+        ("1/2", r"\frac{1}{3}"),
+        ("12 cm", "0.12 m"),
+        ("1,2", "2,1"),
+        ("red", "blue"),
+    ]:
+        accuracy_reward(boxed(candidate), answer)
+
+
+@given(st.text(alphabet=r"0123456789 +-*/^_=<>(){}[]\,.;:%$xAé√π°", max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_the_text_rules_are_reflexive_and_raise_nothing(text):
+    def equal(answer, candidate, factor, tolerance):
+        return answer == candidate and factor == 1
+
+    assert grading_worker.same(text, text, equal) == bool(grading_worker.normalise(text))
+    grading_worker.same("12", text, equal)
+    grading_worker.same(text, "(1, 2)", equal)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("42", Fraction(42)),
+        ("-3.50", Fraction(-7, 2)),
+        (".5", Fraction(1, 2)),
+        ("3/4", Fraction(3, 4)),
+        ("1 1/2", Fraction(3, 2)),
+        (r"2\frac{1}{4}", Fraction(9, 4)),
+        (r"-1\frac{1}{2}", Fraction(-3, 2)),
+        (r"\frac{-1}{2}", Fraction(-1, 2)),
+        ("1.6e-3", Fraction(16, 10_000)),
+        (r"3 \times 10^{8}", Fraction(300_000_000)),
+        ("1/0", None),
+        ("1 6", None),
+        ("x", None),
+        ("", None),
+    ],
+)
+def test_numbers_are_exact(text, value):
+    assert grading_worker.number(text) == value
