@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 from functools import lru_cache
 
 from . import grading_worker
@@ -85,7 +86,7 @@ class _Unsure(Exception):
     """Text alone does not decide."""
 
 
-def _needs_mathematics(answer: str, candidate: str, factor, tolerance: float) -> bool:
+def _needs_mathematics(answer: str, candidate: str, factor: Fraction, tolerance: Fraction) -> bool:
     raise _Unsure
 
 

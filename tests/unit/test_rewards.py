@@ -35,6 +35,7 @@ RIGHT = [
     ("12", r"12\text{ cm}"),
     ("12", r"12\,\mathrm{cm}^2"),
     ("12 cm", "0.12 m"),
+    (r"3\sqrt{2}", r"\frac{6}{\sqrt{2}}"),
     ("12 cm", r"120 \text{ mm}"),
     ("1 m^2", r"10000\ \mathrm{cm}^2"),
     ("5 apples", "5"),
@@ -478,7 +479,7 @@ def test_hostile_text_is_wrong_and_never_hangs(name):
     assert accuracy_reward(boxed(HOSTILE[name]), "7") == 0.0
     assert accuracy_reward(boxed("7"), HOSTILE[name]) == 0.0
     assert time.monotonic() - start < 30
-    assert accuracy_reward(boxed(r"\sqrt{16}"), "4") == 1.0  # and the next one is graded as if nothing had been
+    assert accuracy_reward(boxed(r"\log_2 {16}"), "4") == 1.0  # and the next one is graded as if nothing had been
 
 
 def test_threads_share_one_worker():
@@ -486,7 +487,7 @@ def test_threads_share_one_worker():
     verdicts = {}
 
     def grade(i):
-        verdicts[i] = [accuracy_reward(boxed(rf"\sqrt{{{n * n}}}"), str(n + i % 2)) for n in range(i, i + 8)]
+        verdicts[i] = [accuracy_reward(boxed(rf"\log_2 {{{2**n}}}"), str(n + i % 2)) for n in range(i, i + 8)]
 
     threads = [threading.Thread(target=grade, args=(i,)) for i in range(100, 108)]
     for thread in threads:
@@ -510,26 +511,26 @@ def test_a_thread_survives_what_needs_the_worker_killed(caplog):
 
 
 def test_the_worker_is_replaced_when_it_dies():
-    assert accuracy_reward(boxed(r"\sqrt{25}"), "5") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {32}"), "5") == 1.0
     rewards._worker._process.send_signal(signal.SIGTERM)
     rewards._worker._process.wait()
-    accuracy_reward(boxed(r"\sqrt{36}"), "6")  # this verdict is the one that is lost
-    assert accuracy_reward(boxed(r"\sqrt{49}"), "7") == 1.0
+    accuracy_reward(boxed(r"\log_2 {64}"), "6")  # this verdict is the one that is lost
+    assert accuracy_reward(boxed(r"\log_2 {128}"), "7") == 1.0
 
 
 def test_the_wall_clock_limit_holds_where_the_worker_has_none(monkeypatch):
-    assert accuracy_reward(boxed(r"\sqrt{81}"), "9") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {512}"), "9") == 1.0
     process = rewards._worker._process
     monkeypatch.setattr(rewards, "WALL_SECONDS", 0.3)
     process.send_signal(signal.SIGSTOP)  # uses no processor time, never answers
-    assert accuracy_reward(boxed(r"\sqrt{100}"), "10") == 0.0
+    assert accuracy_reward(boxed(r"\log_2 {1024}"), "10") == 0.0
     assert process.returncode is not None
     monkeypatch.undo()
-    assert accuracy_reward(boxed(r"\sqrt{121}"), "11") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {2048}"), "11") == 1.0
 
 
 def test_a_late_reply_answers_no_other_request():
-    assert accuracy_reward(boxed(r"\sqrt{144}"), "12") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {4096}"), "12") == 1.0
     process = rewards._worker._process
 
     class Interrupted:
@@ -547,20 +548,20 @@ def test_a_late_reply_answers_no_other_request():
 
     rewards._worker._process = Process()
     with pytest.raises(KeyboardInterrupt):
-        accuracy_reward(boxed(r"\sqrt{169}"), "13")
+        accuracy_reward(boxed(r"\log_2 {8192}"), "13")
     assert process.returncode is not None
-    assert accuracy_reward(boxed(r"\sqrt{170}"), "13") == 0.0
+    assert accuracy_reward(boxed(r"\log_2 {8193}"), "13") == 0.0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_has_its_own_worker():
-    assert accuracy_reward(boxed(r"\sqrt{196}"), "14") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {16384}"), "14") == 1.0
     parent = rewards._worker._process.pid
     read, write = os.pipe()
     with rewards._worker._lock:  # as if another thread were grading at this moment
         child = os.fork()
         if child == 0:
-            verdict = accuracy_reward(boxed(r"\sqrt{225}"), "15")
+            verdict = accuracy_reward(boxed(r"\log_2 {32768}"), "15")
             os.write(write, f"{verdict} {rewards._worker._process.pid != parent}".encode())
             rewards._worker.close()
             os._exit(0)
@@ -569,7 +570,7 @@ def test_a_forked_child_has_its_own_worker():
         assert pipe.read() == "1.0 True"
     os.waitpid(child, 0)
     assert rewards._worker._process.pid == parent
-    assert accuracy_reward(boxed(r"\sqrt{256}"), "16") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {65536}"), "16") == 1.0
 
 
 def test_a_program_without_a_main_guard_ends_cleanly(tmp_path):
@@ -577,7 +578,7 @@ def test_a_program_without_a_main_guard_ends_cleanly(tmp_path):
     script.write_text(
         "print('main')\n"
         "from papo_hub.rewards import accuracy_reward, _worker\n"
-        "print(accuracy_reward(r'\\boxed{\\sqrt{289}}', '17'), _worker._process.pid)\n"
+        "print(accuracy_reward(r'\\boxed{\\log_2 {8}}', '3'), _worker._process.pid)\n"
     )
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     main, verdict, *rest = result.stdout.split()
@@ -603,13 +604,13 @@ def test_a_worker_that_cannot_start_is_an_error_and_no_zero(monkeypatch, tmp_pat
     broken.write_text("import no_such_library\n")
     monkeypatch.setattr(grading_worker, "__file__", str(broken))
     with pytest.raises(RuntimeError, match="did not start"):
-        rewards._Worker().same("1", r"\sqrt{1}")
+        rewards._Worker().same("1", r"\log_2 {2}")
 
 
 def test_equal_pairs_are_graded_once(monkeypatch):
-    assert accuracy_reward(boxed(r"\sqrt{324}"), "18") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {262144}"), "18") == 1.0
     monkeypatch.setattr(rewards._worker, "same", lambda *_: pytest.fail("graded again"))
-    assert accuracy_reward(boxed(r"\sqrt{324}", think="other thoughts"), "18") == 1.0
+    assert accuracy_reward(boxed(r"\log_2 {262144}", think="other thoughts"), "18") == 1.0
 
 
 def test_what_text_can_decide_needs_no_worker(monkeypatch):
@@ -620,6 +621,7 @@ def test_what_text_can_decide_needs_no_worker(monkeypatch):
         ("42", "42.0"),
         ("1/2", r"\frac{1}{3}"),
         ("12 cm", "0.12 m"),
+        (r"3\sqrt{2}", r"\frac{6}{\sqrt{2}}"),
         ("1,2", "2,1"),
         ("red", "blue"),
     ]:
@@ -658,3 +660,43 @@ def test_the_text_rules_are_reflexive_and_raise_nothing(text):
 )
 def test_numbers_are_exact(text, value):
     assert grading_worker.number(text) == value
+
+
+def test_constants_agree_with_computer_algebra():
+    texts = [
+        r"\frac{3\sqrt{2}}{4}+2\pi", r"2\sqrt{3}(1+\sqrt{5})", r"-\frac{\pi}{3}", r"\sqrt{2+\sqrt{3}}", r"2^{10}",
+        r"10^{-3}\cdot 7", r"3 \times 4/5", r"(1-\sqrt{2})^3", r"\frac{1}{1+\frac{1}{\sqrt{7}}}", r"\sqrt{\frac{2}{3}}",
+        r"1-2-3+5", r"12/3/2", r"-2^2",
+    ]  # fmt: skip
+    for text in texts:
+        value = grading_worker.constant(text)
+        decimal = f"{float(value):.12f}"
+        assert grading_worker.mathematics(text, decimal, Fraction(1), Fraction(0)), (text, decimal)
+        assert not grading_worker.mathematics(text, f"{float(value) + 1e-4:.12f}", Fraction(1), Fraction(0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "1/2\\pi",
+        "2\\frac{1}{3}",
+        "2^{0.5}",
+        "9^{99999}",
+        "\\sqrt{-1}",
+        "1/0",
+        "(1",
+        "1)",
+        "2 3",
+        "",
+        "\\frac12",
+        "\\sqrt{2}-\\sqrt{2}",
+    ],
+)
+def test_what_is_no_plain_constant_is_left_to_computer_algebra(text):
+    assert grading_worker.constant(text) is None
+
+
+def test_huge_and_tiny_numbers_are_numbers():
+    assert accuracy_reward(boxed("1e999"), "7.5") == 0.0 and accuracy_reward(boxed("1e-999"), "7.5") == 0.0
+    assert accuracy_reward(boxed("10e998"), "1.0e999") == 1.0
