@@ -41,7 +41,7 @@ def train_command(arguments: list[str]) -> int:
         dry_run = overrides.pop("dry_run", "false") == "true"
         config = load_config(_recipe(overrides), overrides)
         if dry_run:
-            from papo_hub.preparation import dry_run_report
+            from papo_hub.dry_run import dry_run_report
 
             print(dry_run_report(config))
             return

@@ -42,7 +42,7 @@ ELSEWHERE = {
     "reward_funcs": "format_weight: the rewards are the paper's accuracy and format",
     "gradient_checkpointing": "activation_checkpointing",
     "torch_dtype": "dtype",
-    "bf16": "dtype: bfloat16 for the weights, or mixed_precision in the accelerate config",
+    "bf16": "mixed_precision: bf16 (or dtype: bfloat16 for the weights too)",
     "fp16": "dtype: bfloat16; half precision without a wider exponent is not supported",
     "use_vllm": "nothing yet: rollouts run in the built-in engine",
     "kl_coef": "beta",
@@ -76,6 +76,7 @@ class TrainConfig:
     output_dir: str = key(help="the run folder")
     model_revision: str | None = key(None, "branch, tag or commit of the model")
     dtype: Literal["float32", "bfloat16"] = key("float32", "the precision the weights are kept and trained in")
+    mixed_precision: Literal["no", "bf16"] = key("no", "bf16: forward passes in bfloat16 over float32 weights")
     attn_implementation: str | None = key(None, "passed to from_pretrained; null leaves the choice to transformers")
     activation_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
     dataset_revision: str | None = key(None, "branch, tag or commit of the dataset")

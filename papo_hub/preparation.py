@@ -92,17 +92,22 @@ def pixel_limits(config: TrainConfig) -> dict[str, Any]:
     return {"size": {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}}
 
 
-def load_model(config: TrainConfig, checkpoint: Path | None = None) -> torch.nn.Module:
-    """The model of the recipe, or that of a checkpoint."""
+def load_model(config: TrainConfig, checkpoint: Path | None = None, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The model of the recipe, or that of a checkpoint, in the recipe's dtype unless another is given."""
     model = AutoModelForImageTextToText.from_pretrained(
         checkpoint or config.model_name_or_path,
         revision=None if checkpoint else config.model_revision,
-        dtype=getattr(torch, config.dtype),
+        dtype=dtype or getattr(torch, config.dtype),
         attn_implementation=config.attn_implementation,
     )
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def load_reference(config: TrainConfig) -> torch.nn.Module:
+    """The reference model: the recipe's, in bfloat16 where the policy computes in it."""
+    return load_model(config, dtype=torch.bfloat16 if config.mixed_precision == "bf16" else None)
 
 
 def evaluation_prompts(config: TrainConfig, processor: Any, perception: PerceptionPlugin) -> list[Prompt]:

@@ -31,6 +31,7 @@ from papo_hub.preparation import (
     check_run_folder,
     evaluation_prompts,
     load_model,
+    load_reference,
     prompt_stream,
     recipe_processor,
     steps_of,
@@ -60,6 +61,7 @@ def train(config: TrainConfig) -> Path:
         perception_plugin=PerceptionPlugin.from_config(config),
         rollout_plugin=RolloutPlugin.from_config(config),
         reward_plugin=RewardPlugin.from_config(config),
+        mixed_precision=config.mixed_precision,
         log_with=trackers(config.report_to),
         project_dir=config.output_dir,
         step_scheduler_with_optimizer=False,
@@ -80,7 +82,7 @@ def train(config: TrainConfig) -> Path:
     model = load_model(config, checkpoint)
     reference = None
     if config.beta > 0:
-        reference = load_model(config).requires_grad_(False).eval().to(accelerator.device)
+        reference = load_reference(config).requires_grad_(False).eval().to(accelerator.device)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     scheduler = get_scheduler(

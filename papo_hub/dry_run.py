@@ -1,0 +1,126 @@
+"""What a recipe would do, without loading a weight: its arithmetic, its data, and the memory that it needs."""
+
+from __future__ import annotations
+
+import datasets
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+
+from papo_hub.config import TrainConfig, notices
+from papo_hub.data import describe
+from papo_hub.preparation import check_model, columns, recipe_processor, steps_of, training_rows
+
+GIB = 2**30
+# Where the Hub is out of reach: the sizes of the models that the recipes name, as their config.json has them.
+KNOWN = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": {
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+        },
+        "tie_word_embeddings": True,
+    }
+}
+
+
+def dry_run_report(config: TrainConfig, num_processes: int = 1) -> str:
+    """The report as text. Raises ConfigError or ValueError for what would stop the real run, as far as it can be seen."""
+    model_config, source = _model_config(config)
+    parts = [_arithmetic(config, num_processes), _data(config), _memory(config, model_config, source)]
+    parts += [f"note: {notice}" for notice in notices(config)]
+    return "\n\n".join([*parts, "Nothing was trained: this was a dry run."])
+
+
+def _model_config(config: TrainConfig) -> tuple[PreTrainedConfig, str]:
+    if config.model_name_or_path in KNOWN:
+        try:
+            return AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision), "its config.json"
+        except OSError:
+            sizes = KNOWN[config.model_name_or_path]
+            return AutoConfig.for_model("qwen2_5_vl", **sizes), "sizes known here (the Hub is out of reach)"
+    check_model(config)
+    return AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision), "its config.json"
+
+
+def _arithmetic(config: TrainConfig, num_processes: int) -> str:
+    completions = config.prompts_per_update * config.num_generations
+    micros = -(-completions // num_processes // config.micro_batch_size)
+    return (
+        f"objective     {config.objective}: gamma {config.gamma}, eta {config.eta_clean}/{config.eta_masked}, "
+        f"beta {config.beta}, clip {config.epsilon}/{config.epsilon_high}\n"
+        f"a step        {config.prompts_per_step} prompts × {config.num_generations} completions, "
+        f"{config.updates_per_step} updates of {completions} completions\n"
+        f"an update     {num_processes} process × {micros} micro-batches of {config.micro_batch_size} completions"
+    )
+
+
+def _data(config: TrainConfig) -> str:
+    wanted = columns(config)
+    try:
+        if config.dataset_name == "digits" or "/" not in config.dataset_name or config.dataset_name.startswith((".", "/")):
+            rows = training_rows(config)
+            steps = f"{steps_of(config, len(rows))} steps"
+            return f"data          {config.dataset_name}, {steps}\n{describe(rows, recipe_processor(config))}"
+        builder = datasets.load_dataset_builder(config.dataset_name, revision=config.dataset_revision)
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0][:120]
+        return (
+            f"data          {config.dataset_name}: not checked, it cannot be reached from here ({reason})\n"
+            f"              it must have the columns {', '.join(wanted.values())}"
+        )
+    features = builder.info.features or {}
+    missing = [f"{column} ({name}_column)" for name, column in wanted.items() if features and column not in features]
+    if missing:
+        raise ValueError(f"{config.dataset_name} lacks {', '.join(missing)}; it has {', '.join(features)}.")
+    split = (builder.info.splits or {}).get(config.dataset_split)
+    steps = f", {split.num_examples} rows, {steps_of(config, split.num_examples)} steps" if split else ""
+    return f"data          {config.dataset_name}{steps}; columns {', '.join(features) or 'unknown until it is downloaded'}"
+
+
+def _memory(config: TrainConfig, model_config: PreTrainedConfig, source: str) -> str:
+    """Bytes of one process that trains alone, from the sizes in the model's configuration.
+
+    Activations are the usual count of a transformer layer in bf16 (34 · hidden bytes a token, of which 2 · hidden remain
+    with checkpointing and one layer is whole at a time); flash or SDPA attention adds no square term.
+    """
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in AutoModelForImageTextToText.from_config(model_config).parameters())
+    text = model_config.get_text_config()
+    weight = {"float32": 4, "bfloat16": 2}[config.dtype]
+    half = config.mixed_precision == "bf16" or config.dtype == "bfloat16"
+    compute = 2 if half else 4
+    row = config.max_prompt_length + config.max_completion_length
+    tokens = config.micro_batch_size * row
+    layer = 17 * compute * text.hidden_size * tokens
+    kept = compute * text.hidden_size * tokens
+    layers = text.num_hidden_layers
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cached = 2 * layers * text.num_key_value_heads * head_dim * compute
+    logits = config.micro_batch_size * (config.max_completion_length + 1) * text.vocab_size
+    training = {
+        "weights": parameters * weight,
+        "gradients": parameters * weight,
+        "optimizer (AdamW, two moments)": 2 * parameters * weight,
+        "reference model": parameters * (2 if half else 4) if config.beta > 0 else 0,
+        "activations, longest rows": layers * kept + layer if config.activation_checkpointing else layers * layer,
+        "logits and their gradient": logits * (compute + 4 + 4),
+    }
+    resident = sum(training[name] for name in list(training)[:4])
+    rollout = config.rollout_batch_size * row * cached
+    lines = [f"memory        {parameters / 1e9:.2f} billion parameters, from {source}; one process, nothing sharded"]
+    lines += [f"              {name:<34}{size / GIB:8.1f} GiB" for name, size in training.items() if size]
+    lines.append(f"              {'update, at most':<34}{sum(training.values()) / GIB:8.1f} GiB")
+    lines.append(f"              {'rollout, at most (keys and values)':<34}{(resident + rollout) / GIB:8.1f} GiB")
+    return "\n".join(lines)
