@@ -207,10 +207,9 @@ def _select(table: datasets.Dataset, columns: Mapping[str, str], source: str) ->
 
 def special_tokens(processor: ProcessorMixin) -> frozenset[str]:
     """The texts that the tokenizer reads as control: turn markers, image, padding and end tokens."""
-    tokenizer = processor.tokenizer
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    added = {str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
     marks = {getattr(processor, f"{kind}_token", None) for kind in ("image", "video", "audio")}
-    return frozenset(token for token in {*added, *tokenizer.all_special_tokens, *marks} if token)
+    return frozenset(token for token in added | marks if token)
 
 
 def check_row(row: Mapping[str, Any], root: Path | None = None, forbidden: frozenset[str] = frozenset()) -> Sample:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -64,10 +64,11 @@ def processor():
     backend = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=marks
     )
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("<|image_pad|>", special=False)])
     image_processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 16 * 28 * 28})
     return ImageTextProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
 
@@ -165,6 +166,10 @@ def test_unusable_rows_say_why(bad_row, expected):
 def test_control_tokens_in_the_problem_are_refused(processor):
     forbidden = special_tokens(processor)
     assert {"<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|endoftext|>"} <= forbidden
+    # Control tokens without a role, and image tokens that a tokenizer does not mark as special, count as well.
+    assert (
+        "<|turn|>" in forbidden and processor.tokenizer.added_tokens_decoder[processor.image_token_id].special is False
+    )
     for token in forbidden:
         assert reason(row(f"<image>a{token}b"), forbidden=forbidden) == f"control token in the problem: {token}"
     assert check_row(row("<image>is a<|b and b|>c?"), forbidden=forbidden)
@@ -435,6 +440,16 @@ def test_both_views_differ_in_pixels_alone(processor):
     with pytest.raises(ValueError, match="must keep the size"):
         encode(sample, processor, mask=lambda image, generator: image.crop((0, 0, 28, 28)))
 
+    class CropsBorders(ImageTextProcessor):
+        def __call__(self, images, **kwargs):
+            return super().__call__(images=[image.crop(image.convert("L").getbbox()) for image in images], **kwargs)
+
+    cropping = CropsBorders(processor.image_processor, processor.tokenizer, chat_template=CHAT_TEMPLATE)
+    half_black = picture(140, 84, "black")
+    half_black.paste("white", (0, 0, 70, 84))
+    with pytest.raises(ValueError, match="views? differ in .* under CropsBorders"):
+        encode(sample, cropping, mask=lambda image, generator: half_black)
+
 
 def test_length_from_sizes_is_the_encoded_length(processor):
     sizes = random.Random(0)
@@ -533,7 +548,7 @@ def test_masks_belong_to_seed_epoch_and_row(processor):
 def test_a_resumed_stream_continues_exactly(processor, first):
     rows = numbered(10, bad={4})
     options = {"mask": MASK, "max_skipped_share": 0.5}
-    through, before, resumed = (make_stream(processor, rows, **options) for _ in range(3))
+    through, before, resumed = (make_stream(processor, rows, seed=5, **options) for _ in range(3))
     through.take(first)
     before.take(first)
     state = json.loads(json.dumps(before.state_dict()))
