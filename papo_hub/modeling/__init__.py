@@ -6,10 +6,9 @@ from .configuration_papo import PapoConfig
 from .modeling_papo import PapoForConditionalGeneration
 from .processing_papo import PapoProcessor, load_processor
 
-# `exist_ok`: a notebook that reloads the package registers the new classes over the old ones.
-AutoConfig.register(PapoConfig.model_type, PapoConfig, exist_ok=True)
-AutoModelForImageTextToText.register(PapoConfig, PapoForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(PapoConfig, PapoProcessor, exist_ok=True)
+AutoConfig.register(PapoConfig.model_type, PapoConfig)
+AutoModelForImageTextToText.register(PapoConfig, PapoForConditionalGeneration)
+AutoProcessor.register(PapoConfig, PapoProcessor)
 # What makes `save_pretrained` copy the code beside the weights, so that the folder loads without this package.
 PapoConfig.register_for_auto_class()
 PapoForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

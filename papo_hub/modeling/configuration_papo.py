@@ -118,10 +118,6 @@ class PapoConfig(PretrainedConfig):
         fields = {name: getattr(self, name) for name in PERCEPTION_FIELDS}
         return {name: value for name, value in fields.items() if value is not None}
 
-    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
-        """The backbone's text configuration (`vocab_size`, `hidden_size`, ...)."""
-        return self.vlm_config.get_text_config(*args, **kwargs)
-
 
 def _backbone_config(config: dict | PretrainedConfig | None) -> PretrainedConfig:
     if isinstance(config, PretrainedConfig):

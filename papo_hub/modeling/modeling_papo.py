@@ -82,7 +82,7 @@ class PapoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         fields = {name: recorded[name] for name in PERCEPTION_FIELDS if name in recorded} | given
         config = cls.config_class(vlm_config=vlm.config, dtype=vlm.config.dtype, **fields)
         config.name_or_path = vlm.config.name_or_path
-        with no_init_weights():
+        with no_init_weights():  # a layer put in place after the model was built would be initialised anew
             model = cls(config, vlm=vlm)
         if recorded:  # one record, in PapoConfig
             delattr(vlm.config, PROVENANCE_KEY)
@@ -127,12 +127,6 @@ class PapoForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generation_config(self, value: GenerationConfig) -> None:
         if "vlm" in self._modules:  # the base class sets a default before there is a backbone
             self.vlm.generation_config = value
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.vlm.get_output_embeddings()

@@ -4,6 +4,7 @@ import importlib
 import json
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -216,7 +217,8 @@ def test_from_backbone_changes_no_weight(plain):
 
 
 def test_from_backbone_shares_a_loaded_model():
-    vlm = tiny_model().train()
+    vlm = tiny_model(tied=False).train()
+    vlm.lm_head = torch.nn.Linear(32, VOCABULARY, bias=False)  # the library has not marked this one as initialised
     before = {name: tensor.clone() for name, tensor in vlm.state_dict().items()}
     model = PapoForConditionalGeneration.from_backbone(vlm, gamma=0.01)
     assert model.vlm is vlm and model.training
@@ -567,10 +569,22 @@ def test_visual_dependence_says_what_is_wrong(dependence_case):
 # Registration
 
 
-def test_importing_twice_is_harmless(wrapped):
-    importlib.reload(papo_hub.modeling)
-    assert type(AutoConfig.from_pretrained(wrapped)) is papo_hub.modeling.PapoConfig
-    assert type(AutoModelForImageTextToText.from_pretrained(wrapped)) is papo_hub.modeling.PapoForConditionalGeneration
+def test_importing_twice_is_harmless(wrapped, monkeypatch):
+    """As a notebook does: the same package again, then its modules made anew. The last one imported is in force."""
+    ours = papo_hub.modeling
+    importlib.reload(ours)
+    assert type(AutoModelForImageTextToText.from_pretrained(wrapped)) is PapoForConditionalGeneration
+    try:
+        for name in [name for name in sys.modules if name.startswith("papo_hub.modeling")]:
+            monkeypatch.delitem(sys.modules, name)
+        anew = importlib.import_module("papo_hub.modeling")
+        assert anew.PapoConfig is not PapoConfig
+        assert type(AutoConfig.from_pretrained(wrapped)) is anew.PapoConfig
+        assert type(AutoModelForImageTextToText.from_pretrained(wrapped)) is anew.PapoForConditionalGeneration
+    finally:
+        monkeypatch.undo()
+        importlib.reload(ours)
+    assert type(AutoModelForImageTextToText.from_pretrained(wrapped)) is PapoForConditionalGeneration
 
 
 # The processor
