@@ -628,6 +628,16 @@ def test_the_share_is_judged_after_twenty_rows_or_an_epoch(processor):
         make_stream(processor, numbered(5, bad={1})).take(5)
 
 
+def test_later_epochs_do_not_dilute_the_share(processor):
+    rows = numbered(10, bad={1, 2})
+    patient = make_stream(processor, rows, max_skipped_share=0.2)
+    patient.take(24)  # three epochs
+    strict = make_stream(processor, rows, max_skipped_share=0.19)
+    strict.load_state_dict(patient.state_dict())
+    with pytest.raises(TooManyUnusableRows, match="2 of the first 10 rows"):
+        strict.take(1)
+
+
 def test_nothing_usable_stops_even_where_everything_may_be_skipped(processor):
     with pytest.raises(TooManyUnusableRows, match="3 of the first 3 rows"):
         make_stream(processor, numbered(3, bad={0, 1, 2}), max_skipped_share=1.0).take(1)
