@@ -71,6 +71,7 @@ _REWRITES = [  # in this order; the first one keeps the others, which look past 
     (r"\^\s*(-?\d{2,})", lambda m: f"^{{{m[1]}}}"),  # x^10 in plain writing; TeX would read x^1 times 0
     (r"\*\*(?=\s*[\d({a-z-])(?<=[\w)}]\*\*)", lambda m: "^"),
     (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", lambda m: r"\emptyset"),
+    (r"^\s*\\\{\s*[a-z]\s*(?:\||\\mid\b|:)(.*)\\\}\s*$", lambda m: m[1]),  # {x | x > 3} states what x > 3 does
     (r"\s*/\s*", lambda m: "/"),
     (r"\s+", lambda m: " "),
 ]
@@ -172,7 +173,7 @@ _THOUSANDS = re.compile(
 
 def _listed(text: str) -> tuple[str, list[str]]:
     """("()" | "[)" | … | "{}" for a set | "" for a bare enumeration, its items); a single item is bare."""
-    kind = ""
+    kind, text = "", re.sub(r"^[A-Z](?=\(.*,.*\)$)", "", text)  # A(1, 2) is the point (1, 2)
     opener = next((bracket for bracket in (r"\{", "(", "[") if text.startswith(bracket)), None)
     closer = {r"\{": r"\}"}.get(opener, text[-1:])
     if opener and _closes(text) == (end := len(text) - len(closer)):
@@ -296,8 +297,8 @@ class _Constant:
 
 
 def constant(text: str) -> Fraction | None:
-    """The value of \\frac{3\\sqrt{2}}{4} + 2\\pi and the like to 50 digits; None if it is anything else, or within 1e-20
-    of zero, where cancelled digits could be all there is. A hundred times faster than a computer algebra system."""
+    """The value of \\frac{3\\sqrt{2}}{4} + 2\\pi and the like to 50 digits; None if it is anything else, or within
+    1e-20 of zero, where cancelled digits could be all there is. A hundred times faster than computer algebra."""
     try:
         with localcontext(Context(prec=_DIGITS)):
             reader = _Constant(text)
