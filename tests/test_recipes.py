@@ -1,0 +1,100 @@
+"""Every recipe is complete and loads; siblings differ in the declared keys and in nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from papo_hub.cli import train_command
+from papo_hub.config import TrainConfig, load_config, read_recipe
+from papo_hub.warmup import WarmupConfig
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "recipes"
+TRAINING = sorted(path for path in RECIPES.glob("*/*.yaml") if path.name != "warmup.yaml")
+
+# (a sibling, its twin): the keys in which they differ.
+DIFFERENCES = {
+    ("tiny/papo_g.yaml", "tiny/grpo.yaml"): {"objective", "output_dir", "gamma"},
+    ("tiny/papo_d.yaml", "tiny/dapo.yaml"): {"objective", "output_dir", "gamma", "eta_clean", "eta_masked"},
+    ("tiny/papo_g.yaml", "tiny/papo_d.yaml"): {
+        "objective", "output_dir", "gamma", "eta_clean", "eta_masked", "beta", "epsilon_high",
+    },
+    ("tiny/grpo.yaml", "tiny/dapo.yaml"): {"objective", "output_dir", "beta", "epsilon_high"},
+}  # fmt: skip
+
+# arXiv 2507.06448 v5, section 4 and appendix, and the official example script: PAPO-G on the 3B model (PAPO-H).
+PAPER_3B = {
+    "model_name_or_path": "Qwen/Qwen2.5-VL-3B-Instruct", "dataset_name": "PAPOGalaxy/PAPO_ViRL39K_train",
+    "objective": "papo_g", "gamma": 0.02, "gamma_end": None, "eta_clean": 0.0, "eta_masked": 0.0, "beta": 0.01,
+    "epsilon": 0.2, "epsilon_high": 0.3, "delta": 3.0, "mask_strategy": "random", "mask_ratio": 0.6,
+    "mask_patch_size": 14, "masked_logprobs": "frozen", "estimator": "k3", "prompts_per_step": 384,
+    "prompts_per_update": 128, "num_generations": 5, "max_prompt_length": 4096, "max_completion_length": 2048,
+    "temperature": 1.0, "top_p": 0.99, "min_pixels": 200_704, "max_pixels": 1_003_520, "format_weight": 0.1,
+    "num_train_epochs": 2.0, "learning_rate": 1e-6, "lr_scheduler_type": "constant", "weight_decay": 0.01,
+    "max_grad_norm": 1.0, "reduction": "token",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recipe_loads_and_its_header_gives_its_command(path):
+    config = load_config(path)
+    assert config.objective == path.stem
+    assert config.output_dir == f"runs/{path.parent.name}/{path.stem}"
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
+    assert f"recipes/train.py --config recipes/{path.parent.name}/{path.name}" in header.replace("\\\n#", "")
+
+
+@pytest.mark.parametrize("pair", DIFFERENCES, ids=lambda pair: " ~ ".join(pair))
+def test_siblings_differ_in_the_declared_keys_only(pair):
+    first, second = (read_recipe(RECIPES / name) for name in pair)
+    assert first.keys() == second.keys(), "a sibling is complete: it has the other's keys, whatever their values"
+    assert {key for key in first if first[key] != second[key]} == DIFFERENCES[pair]
+
+
+def test_every_tiny_sibling_is_declared():
+    tiny = {f"tiny/{path.name}" for path in TRAINING if path.parent.name == "tiny"}
+    assert tiny == {name for pair in DIFFERENCES for name in pair}
+    assert {Path(name).stem for name in tiny} == {"grpo", "dapo", "papo_g", "papo_d"}
+
+
+def test_the_3b_recipe_holds_the_papers_values():
+    config = load_config(RECIPES / "qwen2_5_vl_3b" / "papo_g.yaml")
+    assert {key: getattr(config, key) for key in PAPER_3B} == PAPER_3B
+
+
+def test_the_3b_recipe_passes_a_dry_run(capsys):
+    assert train_command(["--config", str(RECIPES / "qwen2_5_vl_3b" / "papo_g.yaml"), "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "384 prompts × 5 completions, 3 updates of 640 completions" in printed
+    assert "3.75 billion parameters" in printed  # the released checkpoint has 3,754,622,976
+    assert "problem, answer, images" in printed
+
+
+def test_the_warmup_recipe_loads():
+    config = load_config(RECIPES / "tiny" / "warmup.yaml", cls=WarmupConfig)
+    assert load_config(RECIPES / "tiny" / "papo_g.yaml").model_name_or_path == config.output_dir
+
+
+def test_recipes_and_code_do_not_drift_apart():
+    known = {field.name for field in fields(TrainConfig)}
+    for path in TRAINING:
+        assert set(yaml.safe_load(path.read_text(encoding="utf-8"))) <= known
+
+
+@pytest.mark.parametrize("script", ["train.py", "warmup.py"])
+def test_a_script_explains_itself_and_refuses_a_misspelt_key(script):
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, str(RECIPES / script), *arguments], capture_output=True, text=True)
+
+    helped = run("--help")
+    assert helped.returncode == 0 and "--learning_rate" in helped.stdout
+    recipe = RECIPES / "tiny" / ("papo_g.yaml" if script == "train.py" else "warmup.yaml")
+    refused = run("--config", str(recipe), "--learnin_rate", "1e-3")
+    assert refused.returncode == 2
+    assert refused.stderr.strip() == "error: learnin_rate is not a key of a recipe. Did you mean learning_rate?"
