@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ MAX_ASPECT_RATIO = 200  # Qwen2-VL's image processor (and its successors) raise 
 # A closed list: among Pillow's other readers some start external programs (EPS) or parse formats nobody trains on.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
 
-# What Pillow's readers raise on damaged files; DecompressionBombError is no subclass of any other.
+# What Pillow's readers raise on damaged files. Its bomb warning is raised only where a caller turns warnings into errors.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -37,6 +36,7 @@ _DAMAGE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 
 
@@ -77,9 +77,7 @@ def decode_image(source: bytes | Image.Image | Mapping | Path, max_pixels: int =
             f"an image must be bytes, a PIL image, a mapping with 'bytes', or a Path, not {type(source).__name__}"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except _DAMAGE as error:
         raise UnusableImage(f"not a readable {', '.join(FORMATS)} image: {error}") from error
     with image:
