@@ -21,7 +21,7 @@ MAX_ASPECT_RATIO = 200  # Qwen2-VL's image processor (and its successors) raise 
 # A closed list: among Pillow's other readers some start external programs (EPS) or parse formats nobody trains on.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
 
-# What Pillow's readers raise on damaged files. Its bomb warning is raised only where a caller turns warnings into errors.
+# What Pillow's readers raise on damaged files; its bomb warning only where a caller turns warnings into errors.
 _DAMAGE = (
     OSError,
     SyntaxError,
