@@ -10,7 +10,7 @@ from papo_hub.randomness import derived_generator
 
 
 def test_the_seed_is_the_hash_of_the_key():
-    # sha256(b"(0, 'mask', 1, 2)") begins 0x...; computed by coreutils below, an independent route.
+    # coreutils hashes the same text: an independent route.
     shell = "printf '%s' \"(0, 'mask', 1, 2)\" | sha256sum | cut -c1-16"
     digits = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
     assert derived_generator(0, "mask", 1, 2).initial_seed() == int(digits, 16) >> 1
