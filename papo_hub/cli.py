@@ -72,11 +72,11 @@ def warmup_command(arguments: list[str]) -> int:
 def quickstart_command() -> int:
     """Warm-up, PAPO-G, and what changed: the main job of a newcomer. Returns the exit code."""
     run = Path("runs/tiny/papo_g")
-    if not (Path("runs/tiny/warmup") / "config.json").exists():
+    if not Path("runs/tiny/warmup/warmup.json").exists():
         print("1/2  Warm-up: a tiny Qwen2.5-VL learns to read digits, supervised (about a minute).", flush=True)
         if code := _launch("warmup.py", "tiny/warmup.yaml"):
             return code
-    if not (run / "model" / "config.json").exists():
+    if not (run / "README.md").exists():
         print("2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (two or three minutes).", flush=True)
         if code := _launch("train.py", "tiny/papo_g.yaml", "--resume_from_checkpoint", "latest"):
             return code

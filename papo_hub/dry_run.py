@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from papo_hub.config import TrainConfig, notices
 from papo_hub.data import describe
-from papo_hub.preparation import check_model, columns, recipe_processor, steps_of, training_rows
+from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
 
 GIB = 2**30
 # Where the Hub is out of reach: the sizes of the models that the recipes name, as their config.json has them.
@@ -72,7 +72,8 @@ def _data(config: TrainConfig) -> str:
         if config.dataset_name == "digits" or "/" not in config.dataset_name or config.dataset_name.startswith((".", "/")):
             rows = training_rows(config)
             steps = f"{steps_of(config, len(rows))} steps"
-            return f"data          {config.dataset_name}, {steps}\n{describe(rows, recipe_processor(config))}"
+            described = describe(rows, recipe_processor(config), prompt_suffix=prompt_suffix(config))
+            return f"data          {config.dataset_name}, {steps}\n{described}"
         builder = datasets.load_dataset_builder(config.dataset_name, revision=config.dataset_revision)
     except (OSError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0][:120]

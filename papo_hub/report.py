@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,25 @@ from papo_hub.figures import (
     read_evaluation,
     write_example,
 )
+from papo_hub.modeling import PapoForConditionalGeneration
+from papo_hub.modeling.configuration_papo import PERCEPTION_FIELDS
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import Sampling, TransformersEngine
+
+
+def export_model(folder: Path, model: torch.nn.Module, processor: Any, config: TrainConfig) -> None:
+    """The trained model in its backbone's plain format, its config.json recording how it was trained.
+
+    Written aside and renamed: a folder that is there is whole.
+    """
+    backbone = model.vlm if isinstance(model, PapoForConditionalGeneration) else model
+    recorded = {name: getattr(config, name) for name in PERCEPTION_FIELDS}
+    partial = folder.with_name(f"partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    PapoForConditionalGeneration.from_backbone(backbone, **recorded).save_pretrained(partial, as_backbone=True)
+    processor.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def finish_run(run: Path, model: torch.nn.Module, processor: Any, prompts: list[Prompt], config: TrainConfig) -> None:

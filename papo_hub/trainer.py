@@ -6,7 +6,6 @@ official code or TRL: docs/differences.md.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import time
@@ -38,7 +37,7 @@ from papo_hub.preparation import (
     training_rows,
     write_provenance,
 )
-from papo_hub.report import finish_run
+from papo_hub.report import export_model, finish_run
 from papo_hub.tracking import RunLog, trackers
 
 
@@ -106,7 +105,7 @@ def train(config: TrainConfig) -> Path:
         log.say(f"note: {notice}")
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {done}")
-    accelerator.init_trackers("papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run.name}})
+    accelerator.init_trackers("papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run.name, "resume": "allow"}})
     eval_prompts = evaluation_prompts(config, processor, perception)
     if eval_prompts and done == 0:
         evaluate(run, "before", engine, policy, eval_prompts, accelerator, config)
@@ -166,12 +165,10 @@ def train(config: TrainConfig) -> Path:
     if eval_prompts:
         evaluate(run, "after", engine, policy, eval_prompts, accelerator, config)
     if accelerator.is_main_process:
-        model.save_pretrained(run / "model")
-        processor.save_pretrained(run / "model")
+        export_model(run / "model", model, processor, config)
         finish_run(run, model, processor, eval_prompts[:16] or stream.take(1), config)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    gc.collect()
     return run
 
 
