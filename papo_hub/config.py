@@ -30,7 +30,7 @@ def key(default: Any = MISSING, help: str = "", default_factory: Any = MISSING) 
 
 # TRL and transformers keys that users bring along, and what to write here instead.
 ELSEWHERE = {
-    "per_device_train_batch_size": "micro_batch_size (completions per forward and process; it never changes the result)",
+    "per_device_train_batch_size": "micro_batch_size (completions per forward pass and process; same results)",
     "gradient_accumulation_steps": "prompts_per_update: the accumulation follows from it and micro_batch_size",
     "generation_batch_size": "prompts_per_step (prompts of one rollout batch, over all processes)",
     "steps_per_generation": "prompts_per_step and prompts_per_update: their ratio is the updates per rollout batch",
@@ -65,10 +65,25 @@ ELSEWHERE = {
 
 DATASETS_BUILT_IN = ("digits",)
 
+AT_LEAST_ONE = (
+    "prompts_per_step",
+    "prompts_per_update",
+    "max_prompt_length",
+    "max_sampling_tries",
+    "micro_batch_size",
+    "score_batch_size",
+    "rollout_batch_size",
+    "save_total_limit",
+    "logging_steps",
+    "sample_steps",
+    "eval_samples",
+    "max_skipped_updates",
+)
+
 
 @dataclass
 class TrainConfig:
-    """Every key of a training recipe. Names follow TRL's GRPOConfig and TrainingArguments where the concept is the same."""
+    """Every key of a training recipe. Where the concept is TRL's (GRPOConfig, TrainingArguments), so is the name."""
 
     # model and data
     model_name_or_path: str = key(help="a model folder or Hub id; any AutoModelForImageTextToText checkpoint")
@@ -101,9 +116,11 @@ class TrainConfig:
     epsilon: float = key(0.2, "lower clip range")
     epsilon_high: float = key(0.3, "upper clip range")
     delta: float | None = key(3.0, "dual clip for negative advantages; null: none")
-    reduction: Literal["token", "sequence"] | None = key(None, "mean over tokens or over completions; null: the objective's")
+    reduction: Literal["token", "sequence"] | None = key(None, "mean over tokens or completions; null: the objective's")
     estimator: Literal["k1", "k2", "k3"] = key("k3", "estimator of the perception KL; the paper's is k3")
-    masked_logprobs: Literal["frozen", "live"] = key("frozen", "masked view: once per rollout, or with gradient per update")
+    masked_logprobs: Literal["frozen", "live"] = key(
+        "frozen", "masked view: once a rollout, or with gradient an update"
+    )
     mask_strategy: Literal["random"] = key("random", "how the image is masked")
     mask_ratio: float = key(0.6, "probability with which a patch turns black")
     mask_patch_size: int = key(14, "side of a masked patch, in pixels of the original image")
@@ -138,7 +155,9 @@ class TrainConfig:
     logging_steps: int = key(1, "steps between trackers' points; metrics.jsonl has every step")
     sample_steps: int = key(25, "steps between entries of samples.md")
     log_completions: bool = key(True, "write sample completions to samples.md")
-    report_to: str | None = key("", "trackers, comma-separated: trackio, tensorboard, wandb; none; empty: trackio if installed")
+    report_to: str | None = key(
+        "", "trackers: trackio, tensorboard, wandb (with commas); none; empty: trackio if there"
+    )
     resume_from_checkpoint: str | None = key(None, "`latest` or a checkpoint folder")
     eval_dataset_name: str | None = key(None, "measured before and after training; null: not measured")
     eval_split: str = key("test", "its split")
@@ -173,40 +192,47 @@ class TrainConfig:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuse contradictions. Raises ConfigError."""
+    """Refuse contradictions. Raises ConfigError. No comparison holds for NaN, so what is checked is what must hold."""
 
     def refuse(condition: bool, message: str) -> None:
         if condition:
             raise ConfigError(message)
 
-    check_ranges(config, non_negative=("learning_rate", "weight_decay"), shares=("format_weight", "max_skipped_share"))
+    check_ranges(
+        config,
+        non_negative=("beta", "epsilon_high", "learning_rate", "weight_decay"),
+        shares=("format_weight", "max_skipped_share"),
+    )
     check_perception(config)
     check_rollout(config)
-    for name in (
-        "prompts_per_step prompts_per_update max_prompt_length max_sampling_tries micro_batch_size score_batch_size "
-        "rollout_batch_size save_total_limit logging_steps sample_steps eval_samples max_skipped_updates"
-    ).split():
+    for name in AT_LEAST_ONE:
         refuse(getattr(config, name) < 1, f"{name}: {getattr(config, name)} must be at least 1.")
     refuse(config.save_steps < 0, f"save_steps: {config.save_steps} must be at least 0 (0: only the last checkpoint).")
+    refuse(config.warmup_steps < 0, f"warmup_steps: {config.warmup_steps} must be at least 0.")
+    refuse(
+        config.eval_problems is not None and config.eval_problems < 1,
+        f"eval_problems: {config.eval_problems} must be at least 1, or null for all.",
+    )
     refuse(
         config.prompts_per_step % config.prompts_per_update != 0,
         f"prompts_per_step: {config.prompts_per_step} is not a multiple of prompts_per_update: "
         f"{config.prompts_per_update}; each rollout batch is split evenly into updates.",
     )
     refuse(not 0 <= config.epsilon < 1, f"epsilon: {config.epsilon} must lie in [0, 1).")
-    refuse(config.epsilon_high < 0, f"epsilon_high: {config.epsilon_high} must be at least 0.")
-    refuse(config.delta is not None and config.delta <= 1, f"delta: {config.delta} must be above 1, or null for none.")
-    refuse(config.max_grad_norm <= 0, f"max_grad_norm: {config.max_grad_norm} must be above 0.")
+    refuse(
+        config.delta is not None and not config.delta > 1, f"delta: {config.delta} must be above 1, or null for none."
+    )
+    refuse(not config.max_grad_norm > 0, f"max_grad_norm: {config.max_grad_norm} must be above 0.")
     refuse(config.max_steps is not None and config.max_steps < 1, f"max_steps: {config.max_steps} must be at least 1.")
     refuse(
-        config.max_steps is None and config.num_train_epochs <= 0,
-        f"num_train_epochs: {config.num_train_epochs} must be above 0 where max_steps is null.",
+        config.max_steps is None and not 0 < config.num_train_epochs < float("inf"),
+        f"num_train_epochs: {config.num_train_epochs} must be above 0 and finite where max_steps is null.",
     )
     perception = config.gamma > 0 or config.eta_clean > 0 or config.eta_masked > 0
     refuse(
         perception and not config.objective.startswith("papo"),
-        f"objective: {config.objective} has no perception or entropy terms, but gamma, eta_clean or eta_masked is above 0; "
-        f"write objective: {'papo_d' if config.objective == 'dapo' else 'papo_g'}, or set them to 0.",
+        f"objective: {config.objective} has no perception or entropy terms, but gamma, eta_clean or eta_masked is "
+        f"above 0; write objective: {'papo_d' if config.objective == 'dapo' else 'papo_g'}, or set them to 0.",
     )
     refuse(
         config.beta > 0 and config.dynamic_sampling,
@@ -242,8 +268,8 @@ def check_rollout(config: Any) -> None:
     """Refuse sampling settings that cannot work, of a recipe or of a plugin. Raises ConfigError."""
     if config.num_generations < 2:
         raise ConfigError(
-            f"num_generations: {config.num_generations} leaves nothing to compare; advantages are relative to a group of "
-            "at least 2 completions (the paper uses 5)."
+            f"num_generations: {config.num_generations} leaves nothing to compare; advantages are relative to a group "
+            "of at least 2 completions (the paper uses 5)."
         )
     if not 0 < config.temperature < float("inf"):
         raise ConfigError(f"temperature: {config.temperature} must be above 0: training samples completions.")
@@ -269,18 +295,18 @@ def notices(config: TrainConfig) -> list[str]:
     found = []
     if config.eta_masked > 0 and config.masked_logprobs == "frozen":
         found.append(
-            "eta_masked (η2) has no gradient while masked_logprobs is frozen: it is logged but trains nothing, as in the "
-            "official code. Write masked_logprobs: live to give it one."
+            "eta_masked (η2) has no gradient while masked_logprobs is frozen: it is logged but trains nothing, as in "
+            "the official code. Write masked_logprobs: live to give it one."
         )
     if config.masked_logprobs == "live" and config.eta_masked > config.gamma:
         found.append(
-            f"masked_logprobs is live with eta_masked (η2) = {config.eta_masked} above gamma (γ) = {config.gamma}: the net "
-            "weight η2 - γ on the masked branch is positive, so the masked policy is pulled towards the clean one."
+            f"masked_logprobs is live with eta_masked (η2) = {config.eta_masked} above gamma (γ) = {config.gamma}: the "
+            "net weight η2 - γ on the masked branch is positive, so the masked policy is pulled towards the clean one."
         )
     if config.eta_clean > 0 and config.updates_per_step == 1:
         found.append(
-            "eta_clean (η1) acts on sampled tokens: its expected gradient is zero on-policy, and prompts_per_update equals "
-            "prompts_per_step, so every update is on-policy."
+            "eta_clean (η1) acts on sampled tokens: its expected gradient is zero on-policy, and prompts_per_update "
+            "equals prompts_per_step, so every update is on-policy."
         )
     return found
 
@@ -312,7 +338,9 @@ def build(values: dict[str, Any], cls: type = TrainConfig) -> Any:
             raise ConfigError(_unknown(str(name), known))
     missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in values]
     if missing:
-        raise ConfigError(f"The recipe lacks {', '.join(missing)}. Add the key, or pass --{missing[0]} on the command line.")
+        raise ConfigError(
+            f"The recipe lacks {', '.join(missing)}. Add the key, or pass --{missing[0]} on the command line."
+        )
     return cls(**{name: coerce(name, value, hints[name]) for name, value in values.items()})
 
 
@@ -384,7 +412,7 @@ def _number(name: str, value: Any, kind: type) -> int | float:
         raise refused
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise refused from None
     if kind is float:
         return number

@@ -1,7 +1,7 @@
 """(B, T) values → one number. The denominator is an argument.
 
-A micro-batch passes the count of the whole update (all micro-batches, all processes); the sum over micro-batches is then
-the reduction over the whole, whatever the split. Values outside the mask never count, not even when they are NaN.
+A micro-batch passes the count of the whole update (all micro-batches, all processes); the sum over micro-batches is
+then the reduction over the whole, whatever the split. Values outside the mask never count, not even when they are NaN.
 """
 
 from __future__ import annotations
