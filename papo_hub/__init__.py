@@ -3,8 +3,6 @@
 Importing this registers `PapoConfig` and `PapoForConditionalGeneration` for the Auto classes.
 """
 
-
-
 from papo_hub.modeling import PapoConfig, PapoForConditionalGeneration
 from papo_hub.version import __version__
 

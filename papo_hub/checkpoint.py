@@ -4,7 +4,7 @@
                                optimizer.safetensors   moments, named "parameter/moment"
                                trainer_state.json      step, updates, data position, schedule; written last
 
-A checkpoint is written to a folder of another name and renamed when it is complete, so a folder named `step-*` is whole.
+A checkpoint is written under another name and renamed when it is complete, so a folder named `step-*` is whole.
 Only safetensors and JSON are read back. All randomness derives from (seed, step), so there is no generator to save.
 """
 
@@ -25,6 +25,10 @@ STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be resumed from."""
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -34,7 +38,7 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write `step-<step>` under `folder` and remove all but the newest `keep`. Runs on the main process.
+    """Write `step-<step>` under `folder`; of the others keep the `keep` - 1 before it. Runs on the main process.
 
     Args:
         step: rollout batches finished.
@@ -55,7 +59,9 @@ def save_checkpoint(
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
-    for old in checkpoints(folder)[:-keep]:
+    kept = checkpoints(folder)
+    newer = kept[kept.index(final) + 1 :]  # of a run that was resumed from an earlier step: no longer its future
+    for old in [*kept[: kept.index(final) + 1][:-keep], *newer]:
         shutil.rmtree(old)
     for torn in folder.glob("partial-*"):
         shutil.rmtree(torn)
@@ -64,14 +70,16 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file()]
+    found = [
+        path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / STATE).is_file()
+    ]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def find_checkpoint(resume_from_checkpoint: str | None, folder: Path) -> Path | None:
     """The checkpoint to resume from: None, the newest for `latest` (None if there is none yet), or the folder given.
 
-    Raises ValueError for a folder that holds no checkpoint.
+    Raises CheckpointError for a folder that holds no checkpoint.
     """
     if resume_from_checkpoint is None:
         return None
@@ -80,7 +88,9 @@ def find_checkpoint(resume_from_checkpoint: str | None, folder: Path) -> Path | 
     path = Path(resume_from_checkpoint)
     if not (path / STATE).is_file():
         there = ", ".join(checkpoint.name for checkpoint in checkpoints(folder)) or "none"
-        raise ValueError(f"resume_from_checkpoint: no checkpoint at {path}; {folder} has: {there}. Or write `latest`.")
+        raise CheckpointError(
+            f"resume_from_checkpoint: no checkpoint at {path}; {folder} has: {there}. Or write `latest`."
+        )
     return path
 
 
@@ -90,14 +100,14 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved moments back into a fresh optimizer. Raises ValueError where they belong to other parameters."""
+    """Put the saved moments back into a fresh optimizer. Raises CheckpointError where they belong to other parameters."""
     index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     moments: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(checkpoint / OPTIMIZER, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (not a dict)
             name, moment = key.rsplit("/", 1)
             if name not in index:
-                raise ValueError(f"{checkpoint / OPTIMIZER} holds {name}, which this model does not have.")
+                raise CheckpointError(f"{checkpoint / OPTIMIZER} holds {name}, which this model does not have.")
             moments.setdefault(index[name], {})[moment] = file.get_tensor(key)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"papo_hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("quickstart", help="train the tiny model on real handwritten digits, in minutes, on a CPU")
-    commands.add_parser("train", help="run a recipe: papo-hub train RECIPE.yaml [--key value] (one process)", add_help=False)
+    commands.add_parser(
+        "train", help="run a recipe: papo-hub train RECIPE.yaml [--key value] (one process)", add_help=False
+    )
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "train":
         recipe = [] if not rest or rest[0].startswith("-") else ["--config", rest.pop(0)]
@@ -77,7 +79,10 @@ def quickstart_command() -> int:
         if code := _launch("warmup.py", "tiny/warmup.yaml"):
             return code
     if not (run / "README.md").exists():
-        print("2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (two or three minutes).", flush=True)
+        print(
+            "2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (two or three minutes).",
+            flush=True,
+        )
         if code := _launch("train.py", "tiny/papo_g.yaml", "--resume_from_checkpoint", "latest"):
             return code
     print(before_after_table(run))
@@ -127,13 +132,16 @@ def _recipe(overrides: dict[str, str]) -> str:
 
 
 def _guarded(run) -> int:
-    """User errors are ValueError, FileNotFoundError or a run's own stop: one message each."""
+    """What a user can mend ends in one message; anything else keeps its traceback, which a bug report needs."""
+    from papo_hub.checkpoint import CheckpointError
+    from papo_hub.data import DataError
     from papo_hub.experience import SamplingExhausted
     from papo_hub.trainer import TrainingDiverged
 
+    mendable = (ConfigError, DataError, CheckpointError, FileNotFoundError, SamplingExhausted, TrainingDiverged)
     try:
         run()
-    except (ValueError, FileNotFoundError, SamplingExhausted, TrainingDiverged) as error:
+    except mendable as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -46,7 +46,11 @@ class UnusableRow(ValueError):
         self.reason = reason
 
 
-class TooManyUnusableRows(ValueError):
+class DataError(ValueError):
+    """A dataset that cannot be used: the message says what is wrong and what to do."""
+
+
+class TooManyUnusableRows(DataError):
     """So many rows are unusable that the dataset, or a setting, is at fault."""
 
 
@@ -92,13 +96,13 @@ def load_rows(
     broken one costs its row and not the run. The column `id` is kept where it is unique; `tags` and text columns are
     kept for grouping results.
 
-    Raises FileNotFoundError where there is no such file or dataset, ValueError where it cannot be read, is empty, lacks
+    Raises FileNotFoundError where there is no such file or dataset, DataError where it cannot be read, is empty, lacks
     the split or a column.
     """
     path = Path(name_or_path).expanduser()
     if path.exists():
         if revision is not None:
-            raise ValueError(f"revision {revision!r} names a version of a Hub dataset, but {path} is local: remove it")
+            raise DataError(f"revision {revision!r} names a version of a Hub dataset, but {path} is local: remove it")
         source, root = f"{path}", path if path.is_dir() else path.parent
     elif path.suffix in BUILDERS or path.is_absolute() or f"{name_or_path}".startswith((".", "~")):
         raise FileNotFoundError(f"no such data file or folder: {path} (relative paths start at {Path.cwd()})")
@@ -112,11 +116,11 @@ def load_rows(
             table = datasets.load_from_disk(source)
             if isinstance(table, datasets.DatasetDict):
                 if split not in table:
-                    raise ValueError(f"no split {split!r}; it has {', '.join(table)}")
+                    raise DataError(f"no split {split!r}; it has {', '.join(table)}")
                 table = table[split]
         elif files := _data_files(path, split):
             if not any(file.stat().st_size for file in files):  # `datasets` fails on these without a word
-                raise ValueError("the file is empty")
+                raise DataError("the file is empty")
             root = Path(os.path.commonpath([file.parent for file in files]))
             patterns = [_escape_glob(str(file.absolute())) for file in files]
             # The name without a slice such as "train[:100]".
@@ -131,10 +135,10 @@ def load_rows(
         ) from error
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         detail = f"{error.__cause__ or error}"
-        raise ValueError(f"cannot read the dataset {source!r} (split {split!r}): {detail}") from error
+        raise DataError(f"cannot read the dataset {source!r} (split {split!r}): {detail}") from error
 
     if len(table) == 0:
-        raise ValueError(f"the dataset {source!r} (split {split!r}) has no rows")
+        raise DataError(f"the dataset {source!r} (split {split!r}) has no rows")
     return Rows(_select(table, {name: (columns or {}).get(name, name) for name in COLUMNS}, source), root)
 
 
@@ -145,7 +149,7 @@ def _data_files(path: Path, split: str) -> list[Path]:
     """
     if path.is_file():
         if path.suffix not in BUILDERS:
-            raise ValueError(f"{path.suffix or 'no suffix'} is not one of {', '.join(BUILDERS)}")
+            raise DataError(f"{path.suffix or 'no suffix'} is not one of {', '.join(BUILDERS)}")
         return [path]
     card = path / "README.md"
     if card.exists() and re.match(r"---\n(?:(?!---).*\n)*?configs:", card.read_text("utf-8", "replace")):
@@ -159,7 +163,7 @@ def _data_files(path: Path, split: str) -> list[Path]:
             if named := [file for file in files if _names_split(file.relative_to(path), re.escape(name))]:
                 return named
             if any(_names_split(file.relative_to(path), "train|test|validation|valid|val|dev|eval") for file in files):
-                raise ValueError(f"no file there names it, only {', '.join(file.name for file in files[:10])}")
+                raise DataError(f"no file there names it, only {', '.join(file.name for file in files[:10])}")
             return files
     return []
 
@@ -176,7 +180,7 @@ def _select(table: datasets.Dataset, columns: Mapping[str, str], source: str) ->
     """The three columns under our names, the id where it is unique, the text columns; images undecoded."""
     for name, column in columns.items():
         if column not in table.column_names:
-            raise ValueError(
+            raise DataError(
                 f"the dataset {source!r} has no column {column!r}; it has {', '.join(table.column_names)}. "
                 f"Name the right one with `{name}_column`."
             )
@@ -326,7 +330,7 @@ def chat_text(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PR
     Raises ValueError where the processor has no chat template.
     """
     if processor.chat_template is None:
-        raise ValueError(
+        raise DataError(
             f"{type(processor).__name__} has no chat template, so problems cannot be put to the model: start from an "
             "instruction-tuned checkpoint, or add its chat_template.jinja to the model's folder"
         )
@@ -426,7 +430,7 @@ class PromptStream:
         max_skipped_share: float = 0.1,
     ):
         if len(rows) == 0:
-            raise ValueError("the dataset has no rows")
+            raise DataError("the dataset has no rows")
         self.rows = rows
         self.processor = processor
         self.seed = seed
@@ -476,10 +480,10 @@ class PromptStream:
         return {"seed": self.seed, "rows": len(self.rows), "cursor": self.cursor, "skipped": dict(self.skipped)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken. Raises ValueError where the seed or the number of rows is another."""
+        """Continue where `state` was taken. Raises DataError where the seed or the number of rows is another."""
         for name, value in (("seed", self.seed), ("rows", len(self.rows))):
             if state[name] != value:
-                raise ValueError(
+                raise DataError(
                     f"the run to resume had {name} = {state[name]}, this one has {value}: the order of prompts "
                     "would be another. Resume with the same data and seed, or start a new run."
                 )
@@ -554,7 +558,7 @@ def encode_all(
     """The usable ones among the first `limit` rows, in their order, for evaluation.
 
     Each row's mask depends on its index alone, so that every model is measured on the same masked images.
-    Raises ValueError where no row is usable.
+    Raises DataError where no row is usable.
     """
     prompts, reasons = [], []
     forbidden = special_tokens(processor)
@@ -566,5 +570,5 @@ def encode_all(
         except UnusableRow as error:
             reasons.append(error.reason)
     if not prompts:
-        raise ValueError(f"no row can be used for evaluation; the first reason: {reasons[0] if reasons else 'no rows'}")
+        raise DataError(f"no row can be used for evaluation; the first reason: {reasons[0] if reasons else 'no rows'}")
     return prompts

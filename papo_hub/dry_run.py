@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from papo_hub.config import TrainConfig, notices
-from papo_hub.data import describe
+from papo_hub.data import DataError, describe
 from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
 
 GIB = 2**30
@@ -36,7 +36,7 @@ KNOWN = {
 
 
 def dry_run_report(config: TrainConfig, num_processes: int = 1) -> str:
-    """The report as text. Raises ConfigError or ValueError for what would stop the real run, as far as it can be seen."""
+    """The report as text. Raises ConfigError or DataError for what would stop the real run, as far as it can be seen."""
     model_config, source = _model_config(config)
     parts = [_arithmetic(config, num_processes), _data(config), _memory(config, model_config, source)]
     parts += [f"note: {notice}" for notice in notices(config)]
@@ -46,7 +46,9 @@ def dry_run_report(config: TrainConfig, num_processes: int = 1) -> str:
 def _model_config(config: TrainConfig) -> tuple[PreTrainedConfig, str]:
     if config.model_name_or_path in KNOWN:
         try:
-            return AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision), "its config.json"
+            return AutoConfig.from_pretrained(
+                config.model_name_or_path, revision=config.model_revision
+            ), "its config.json"
         except OSError:
             sizes = KNOWN[config.model_name_or_path]
             return AutoConfig.for_model("qwen2_5_vl", **sizes), "sizes known here (the Hub is out of reach)"
@@ -69,7 +71,11 @@ def _arithmetic(config: TrainConfig, num_processes: int) -> str:
 def _data(config: TrainConfig) -> str:
     wanted = columns(config)
     try:
-        if config.dataset_name == "digits" or "/" not in config.dataset_name or config.dataset_name.startswith((".", "/")):
+        if (
+            config.dataset_name == "digits"
+            or "/" not in config.dataset_name
+            or config.dataset_name.startswith((".", "/"))
+        ):
             rows = training_rows(config)
             steps = f"{steps_of(config, len(rows))} steps"
             described = describe(rows, recipe_processor(config), prompt_suffix=prompt_suffix(config))
@@ -84,10 +90,12 @@ def _data(config: TrainConfig) -> str:
     features = builder.info.features or {}
     missing = [f"{column} ({name}_column)" for name, column in wanted.items() if features and column not in features]
     if missing:
-        raise ValueError(f"{config.dataset_name} lacks {', '.join(missing)}; it has {', '.join(features)}.")
+        raise DataError(f"{config.dataset_name} lacks {', '.join(missing)}; it has {', '.join(features)}.")
     split = (builder.info.splits or {}).get(config.dataset_split)
     steps = f", {split.num_examples} rows, {steps_of(config, split.num_examples)} steps" if split else ""
-    return f"data          {config.dataset_name}{steps}; columns {', '.join(features) or 'unknown until it is downloaded'}"
+    return (
+        f"data          {config.dataset_name}{steps}; columns {', '.join(features) or 'unknown until it is downloaded'}"
+    )
 
 
 def _memory(config: TrainConfig, model_config: PreTrainedConfig, source: str) -> str:

@@ -27,6 +27,8 @@ from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
 from papo_hub.rewards import accuracy_reward, combine, format_reward
 from papo_hub.rollout import Sampling, TransformersEngine
 
+DEFAULT_WEIGHTS = Weights()  # the paper's clip range, no reference KL
+
 
 @dataclass
 class _Plugin(KwargsHandler):
@@ -84,7 +86,7 @@ class PerceptionPlugin(_Plugin):
         return self.active and self.masked_logprobs == "live"
 
     def objective(
-        self, algorithm: tuple[Term, ...], policy_weights: Weights = Weights(), step: int = 0, max_steps: int = 1
+        self, algorithm: tuple[Term, ...], policy_weights: Weights = DEFAULT_WEIGHTS, step: int = 0, max_steps: int = 1
     ) -> Objective:
         """The algorithm with this plugin's weights as they stand at a step (0-based)."""
         full = replace(
@@ -132,7 +134,7 @@ class RewardPlugin(_Plugin):
         check_ranges(self, shares=("format_weight",))
 
     def __call__(self, responses: list[str], answers: list[str]) -> dict[str, Tensor]:
-        """"mean" (the weighted sum), "accuracy" and "format", each (B,) float32."""
+        """ "mean" (the weighted sum), "accuracy" and "format", each (B,) float32."""
         accuracy = [accuracy_reward(response, answer) for response, answer in zip(responses, answers, strict=True)]
         formats = [format_reward(response) for response in responses]
         total = [combine(a, f, self.format_weight) for a, f in zip(accuracy, formats, strict=True)]
@@ -156,7 +158,9 @@ class PapoAccelerator(Accelerator):
     ) -> None:
         super().__init__(*args, **kwargs)
         if self.gradient_accumulation_steps != 1:
-            raise ValueError("Leave gradient_accumulation_steps at 1: micro-batches are accumulated by global denominators.")
+            raise ValueError(
+                "Leave gradient_accumulation_steps at 1: micro-batches are accumulated by global denominators."
+            )
         self.perception_plugin = perception_plugin or PerceptionPlugin()
         self.rollout_plugin = rollout_plugin or RolloutPlugin()
         self.reward_plugin = reward_plugin or RewardPlugin()

@@ -92,7 +92,9 @@ def pixel_limits(config: TrainConfig) -> dict[str, Any]:
     return {"size": {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}}
 
 
-def load_model(config: TrainConfig, checkpoint: Path | None = None, dtype: torch.dtype | None = None) -> torch.nn.Module:
+def load_model(
+    config: TrainConfig, checkpoint: Path | None = None, dtype: torch.dtype | None = None
+) -> torch.nn.Module:
     """The model of the recipe, or that of a checkpoint, in the recipe's dtype unless another is given."""
     model = AutoModelForImageTextToText.from_pretrained(
         checkpoint or config.model_name_or_path,

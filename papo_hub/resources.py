@@ -11,4 +11,6 @@ def resource(name: str) -> Path:
     for folder in (package, package.parent):
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"{name} is neither in nor beside {package}: reinstall papo_hub, its package data is incomplete.")
+    raise FileNotFoundError(
+        f"{name} is neither in nor beside {package}: reinstall papo_hub, its package data is incomplete."
+    )

@@ -20,7 +20,16 @@ from tqdm.auto import tqdm
 from papo_hub.batch import Batch
 from papo_hub.config import ConfigError, TrainConfig
 
-PACKAGES = ("papo_hub", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors", "math-verify")
+PACKAGES = (
+    "papo_hub",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+    "math-verify",
+)
 TRACKERS = ("trackio", "tensorboard", "wandb")
 
 
@@ -35,7 +44,9 @@ def trackers(report_to: str | None) -> list[str]:
         if name not in TRACKERS:
             raise ConfigError(f"report_to: {name!r} is none of {', '.join(TRACKERS)}, all, none.")
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"report_to: {name} is not installed; pip install 'papo_hub[trackers]', or report_to: none.")
+            raise ConfigError(
+                f"report_to: {name} is not installed; pip install 'papo_hub[trackers]', or report_to: none."
+            )
     return names
 
 
@@ -96,7 +107,9 @@ class RunLog:
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if value is not None})
         self.bar.update()
         if metrics["step"] % self.config.logging_steps == 0:
-            self.accelerator.log({k: v for k, v in metrics.items() if k != "step" and v is not None}, step=metrics["step"])
+            self.accelerator.log(
+                {k: v for k, v in metrics.items() if k != "step" and v is not None}, step=metrics["step"]
+            )
 
     def samples(self, step: int, batch: Batch, count: int = 2) -> None:
         """A few problems with two of their completions each, into samples.md."""

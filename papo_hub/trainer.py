@@ -105,7 +105,9 @@ def train(config: TrainConfig) -> Path:
         log.say(f"note: {notice}")
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {done}")
-    accelerator.init_trackers("papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run.name, "resume": "allow"}})
+    accelerator.init_trackers(
+        "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run.name, "resume": "allow"}}
+    )
     eval_prompts = evaluation_prompts(config, processor, perception)
     if eval_prompts and done == 0:
         evaluate(run, "before", engine, policy, eval_prompts, accelerator, config)
@@ -143,8 +145,14 @@ def train(config: TrainConfig) -> Path:
                 )
 
         metrics["time/update"] = time.perf_counter() - started
-        metrics |= {"optim/grad_norm": sum(norms) / len(norms) if norms else None, "optim/lr": scheduler.get_last_lr()[0]}
-        metrics |= {"optim/skipped_updates": config.updates_per_step - len(norms), "objective/gamma": objective.weights.gamma}
+        metrics |= {
+            "optim/grad_norm": sum(norms) / len(norms) if norms else None,
+            "optim/lr": scheduler.get_last_lr()[0],
+        }
+        metrics |= {
+            "optim/skipped_updates": config.updates_per_step - len(norms),
+            "objective/gamma": objective.weights.gamma,
+        }
         log.step({"step": step + 1} | reduced(accelerator, batch, sums) | metrics)
         log.skipped_rows(stream.skipped)
         if (step + 1) % config.sample_steps == 0 or step == done:

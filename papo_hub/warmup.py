@@ -116,7 +116,9 @@ def _examples(config: WarmupConfig, processor) -> list[tuple[Prompt, Completion]
         row = table[index]
         solution = row.get(config.solution_column)
         if not isinstance(solution, str):
-            raise ConfigError(f"row {index} of {config.dataset_name} has no text in solution_column: {config.solution_column}.")
+            raise ConfigError(
+                f"row {index} of {config.dataset_name} has no text in solution_column: {config.solution_column}."
+            )
         ids = processor.tokenizer(solution, add_special_tokens=False).input_ids + [processor.tokenizer.eos_token_id]
         examples.append((encode(check_row(row, root), processor, **suffix), Completion(ids, solution, True)))
     return examples

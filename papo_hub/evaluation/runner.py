@@ -49,10 +49,16 @@ def measure(
         answers = [prompt.sample.answer for prompt in mine for _ in range(samples)]
         right = [accuracy_reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
         measured = view == "clean" and len(views) == 2
-        divergence = visual_dependence(policy, mine, completions, samples, sampling.temperature, batch_size) if measured else None
+        divergence = (
+            visual_dependence(policy, mine, completions, samples, sampling.temperature, batch_size)
+            if measured
+            else None
+        )
         for i, prompt in enumerate(mine):
             rows = slice(i * samples, (i + 1) * samples)
-            kl, tokens = (0.0, 0) if divergence is None else (divergence[0][rows].sum().item(), divergence[1][rows].sum().item())
+            kl, tokens = (
+                (0.0, 0) if divergence is None else (divergence[0][rows].sum().item(), divergence[1][rows].sum().item())
+            )
             records.append((view, prompt.sample.tags.get(GROUP_TAG), sum(right[rows]), samples, kl, tokens))
     totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 5)
     for view, group, *values in gather_object(records):

@@ -15,7 +15,15 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrain
 
 from .processing_papo import ImageTextProcessor, image_processor_class
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 WORDS = ["<think>", "</think>", " \\boxed{", "\\boxed{", "user", "assistant", "sum", "largest", "evens", " ?"]
 WORDS += [f" {digit}" for digit in range(10)]
 
