@@ -40,6 +40,8 @@ from papo_hub.preparation import (
 from papo_hub.report import export_model, finish_run
 from papo_hub.tracking import RunLog, trackers
 
+OPTIONAL = ("perception_kl", "masked_entropy", "reference_kl")  # what an algorithm may do without
+
 
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row had a gradient that is not finite."""
@@ -146,27 +148,23 @@ def train(config: TrainConfig) -> Path:
 
         metrics["time/update"] = time.perf_counter() - started
         metrics |= {
+            "objective/gamma": objective.weights.gamma,
             "optim/grad_norm": sum(norms) / len(norms) if norms else None,
             "optim/lr": scheduler.get_last_lr()[0],
-        }
-        metrics |= {
             "optim/skipped_updates": config.updates_per_step - len(norms),
-            "objective/gamma": objective.weights.gamma,
         }
         log.step({"step": step + 1} | reduced(accelerator, batch, sums) | metrics)
         log.skipped_rows(stream.skipped)
-        if (step + 1) % config.sample_steps == 0 or step == done:
+        if (step + 1) % config.sample_steps == 0 or step == 0:
             log.samples(step + 1, batch)
-        last_step = step + 1 == max_steps
-        if accelerator.is_main_process and (last_step or (config.save_steps and (step + 1) % config.save_steps == 0)):
+        due = step + 1 == max_steps or (config.save_steps > 0 and (step + 1) % config.save_steps == 0)
+        if due and accelerator.is_main_process:
             state = {
                 "skipped_updates": skipped_updates,
                 "scheduler": scheduler.state_dict(),
                 "stream": stream.state_dict(),
             }
-            save_checkpoint(
-                run / "checkpoints", step + 1, model, processor, optimizer, state, keep=config.save_total_limit
-            )
+            save_checkpoint(run / "checkpoints", step + 1, model, processor, optimizer, state, config.save_total_limit)
         accelerator.wait_for_everyone()
 
     log.close()
@@ -213,11 +211,13 @@ def reduced(accelerator: PapoAccelerator, batch: Batch, sums: dict[str, Tensor])
     values = [*sums.values(), *per_completion.values(), tokens, torch.tensor(float(len(batch)))]
     stacked = torch.stack([value.detach().float().to(accelerator.device) for value in values])
     *totals, all_tokens, completions = accelerator.reduce(stacked, "sum").tolist()
-    named = zip([*sums, *per_completion], totals, strict=True)
-    return {
-        f"objective/{name}" if name in sums else name: total / max(all_tokens if name in sums else completions, 1)
-        for name, total in named
-    }
+    means = dict.fromkeys((f"objective/{name}" for name in OPTIONAL), None)  # null where not computed
+    for name, total in zip([*sums, *per_completion], totals, strict=True):
+        if name in sums:
+            means[f"objective/{name}"] = total / max(all_tokens, 1)
+        else:
+            means[name] = total / max(completions, 1)
+    return means
 
 
 def evaluate(run: Path, when: str, engine, policy, prompts: list[Prompt], accelerator, config: TrainConfig) -> None:
