@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import platform
 import re
 import subprocess
@@ -101,8 +102,9 @@ class RunLog:
         """One line of metrics.jsonl, one move of the bar, one point in the trackers. `metrics` has "step" (1-based)."""
         if not self.main:
             return
+        metrics = {k: None if v is None or not math.isfinite(v) else v for k, v in metrics.items()}  # JSON has no NaN
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(metrics, allow_nan=False) + "\n")
         shown = {"reward": metrics["reward/mean"], "perception_kl": metrics.get("objective/perception_kl")}
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items() if value is not None})
         self.bar.update()

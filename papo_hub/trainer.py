@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import get_scheduler
+from transformers.utils.logging import disable_progress_bar
 
 from papo_hub.batch import Batch, Prompt
 from papo_hub.checkpoint import find_checkpoint, load_optimizer, load_state, save_checkpoint
@@ -100,6 +101,7 @@ def train(config: TrainConfig) -> Path:
     model = accelerator.unwrap_model(policy)
     engine = rollout.engine(model, processor.tokenizer)
 
+    disable_progress_bar()  # of transformers, for saving: the run has its own
     if accelerator.is_main_process:
         write_provenance(run, config, accelerator.num_processes)
     log = RunLog(run, config, accelerator, max_steps, done)
