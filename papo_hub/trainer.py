@@ -64,7 +64,7 @@ def train(config: TrainConfig) -> Path:
         rollout_plugin=RolloutPlugin.from_config(config),
         reward_plugin=RewardPlugin.from_config(config),
         mixed_precision=config.mixed_precision,
-        log_with=trackers(config.report_to),
+        log_with=trackers(config.report_to) or None,
         project_dir=config.output_dir,
         step_scheduler_with_optimizer=False,
     )
@@ -96,6 +96,8 @@ def train(config: TrainConfig) -> Path:
         done, skipped_updates = state["step"], state["skipped_updates"]
         load_optimizer(checkpoint, model, optimizer)
         scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate  # a schedule that is loaded does not set it until its next step
         stream.load_state_dict(state["stream"])
     policy, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(policy)
