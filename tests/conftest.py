@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the same numbers on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -122,7 +122,7 @@ def exists(name: str) -> bool:
     key, colon, value = name.partition(": ")
     if colon:
         return key in KEYS and (value == "null" or accepted(key, value))
-    if name in KEYS | FILES | WORDS or name in documented_metrics() or name == "objective/*":
+    if name in KEYS | FILES | WORDS or name in documented_metrics():
         return True
     if any(accepted(key, name) for key in ("objective", "estimator", "masked_logprobs", "mask_strategy")):
         return True
