@@ -1,0 +1,113 @@
+"""What one process and two processes each run, to be compared. As a script: all jobs, in every process of a torchrun.
+
+jobs.py MODEL FOLDER
+"""
+
+import faulthandler
+import os
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import save_file
+
+from papo_hub import trainer
+from papo_hub.batch import Completion
+from papo_hub.config import build
+from papo_hub.plugins import PapoAccelerator, RolloutPlugin
+from papo_hub.randomness import derived_generator
+
+PROCESSES = 2
+SETTINGS = {
+    "dataset_name": "digits",
+    "prompt_suffix": "",
+    "objective": "papo_g",
+    "gamma": 0.3,
+    "beta": 0.01,
+    "prompts_per_step": 4,
+    "prompts_per_update": 4,
+    "num_generations": 3,
+    "max_completion_length": 8,
+    "micro_batch_size": 2,
+    "learning_rate": 1e-3,
+    "log_completions": False,
+    "report_to": None,
+}
+GRADIENTS = {"frozen": {}, "live": {"masked_logprobs": "live"}, "token": {"reduction": "token"}}
+
+
+class EngineByPrompt:
+    """Completions, of unequal lengths, that depend on the prompt alone and not on the process that samples them."""
+
+    def __init__(self, tokenizer, right):
+        self.tokenizer, self.right = tokenizer, right
+
+    def generate(self, prompts, num_generations, sampling, generator, view="clean"):
+        completions = []
+        for prompt in prompts:
+            for i in range(num_generations):
+                draw = derived_generator(prompt.sample.id, i)
+                length = int(torch.randint(1, 9, (1,), generator=draw))
+                ids = torch.randint(8, 120, (length,), generator=draw).tolist()
+                answer = prompt.sample.answer if self.right(prompt, i) else "99"
+                completions.append(Completion(ids, f"\\boxed{{{answer}}}", True))
+        return completions
+
+
+def run(model, folder, right=None, dtype=torch.float32, **overrides):
+    """One `train()`; gives the gradients of its first update, before clipping, and the model."""
+    gradients, models = [], []
+    load, clip = trainer.load_model, PapoAccelerator.clip_grad_norm_
+
+    def keep_model(*arguments):
+        models.append(load(*arguments).to(dtype))
+        return models[-1]
+
+    def keep_gradients(accelerator, parameters, max_norm):
+        parameters = list(parameters)
+        gradients.append([parameter.grad.clone() for parameter in parameters])
+        return clip(accelerator, parameters, max_norm)
+
+    def engine(plugin, model, tokenizer):
+        return EngineByPrompt(tokenizer, right) if right else original(plugin, model, tokenizer)
+
+    original = RolloutPlugin.engine
+    with (
+        patch.object(trainer, "load_model", keep_model),
+        patch.object(trainer, "finish_run", lambda *arguments: None),
+        patch.object(PapoAccelerator, "clip_grad_norm_", keep_gradients),
+        patch.object(PapoAccelerator, "end_training", lambda accelerator: None),  # it ends the processes' connection
+        patch.object(RolloutPlugin, "engine", engine),
+    ):
+        places = {"model_name_or_path": str(model), "output_dir": str(folder)}
+        trainer.train(build(SETTINGS | places | overrides))
+    names = [name for name, _ in models[0].named_parameters()]
+    return dict(zip(names, gradients[0], strict=True)), models[0]
+
+
+def first_update(model, folder, name):
+    """The gradients of a given batch, in float64."""
+    return run(model, folder / name, lambda prompt, i: i == 0, torch.float64, max_steps=1, **GRADIENTS[name])[0]
+
+
+def main(model, folder):
+    rank = int(os.environ["RANK"])
+    for name in GRADIENTS:
+        save_file(first_update(model, folder, name), folder / f"{name}-{rank}.safetensors")
+
+    evaluation = {"eval_dataset_name": "digits", "eval_problems": 3, "eval_samples": 2}
+    _, trained = run(model, folder / "whole", max_steps=2, save_steps=1, **evaluation)
+    save_file({name: value.clone() for name, value in trained.named_parameters()}, folder / f"whole-{rank}.safetensors")
+
+    # Here one process always has its mixed groups at once and waits for the other.
+    def right(prompt, i):
+        return i == 0 and (rank == 0 or int(prompt.sample.id.rsplit("-")[-1]) % 3 == 0)
+
+    run(model, folder / "dynamic", right, objective="papo_d", beta=0.0, max_steps=2)
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(150, exit=True)  # whatever hangs, it ends
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
