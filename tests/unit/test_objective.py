@@ -186,6 +186,8 @@ def test_logged_sums_by_hand():
     }
     assert {name: value.item() for name, value in sums.items()} == pytest.approx(expected, abs=1e-12)
     assert not any(value.requires_grad for value in sums.values())
+    _, first = Objective(PAPO_G, WEIGHTS)(rows_of(hand(), slice(0, 1)), Counts(3.0, 2.0))
+    assert (first["clip_fraction_high"], first["clip_fraction_low"]) == (1, 0)
 
 
 def test_logged_is_what_the_logprobs_allow_whatever_the_terms():
