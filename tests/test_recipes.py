@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import subprocess
 import sys
 from dataclasses import fields
@@ -98,3 +99,18 @@ def test_a_script_explains_itself_and_refuses_a_misspelt_key(script):
     refused = run("--config", str(recipe), "--learnin_rate", "1e-3")
     assert refused.returncode == 2
     assert refused.stderr.strip() == "error: learnin_rate is not a key of a recipe. Did you mean learning_rate?"
+
+
+def test_the_wheel_holds_every_recipe_config_and_template():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    packages = set(setup["options"]["packages"].split())
+    data = {name: patterns.split(", ") for name, patterns in setup["options.package_data"].items()}
+    for top in ("recipes", "accelerate_configs", "model_cards"):
+        for path in (ROOT / top).rglob("*"):
+            if path.is_file() and path.suffix in (".yaml", ".jinja", ".py"):
+                package = ".".join(["papo_hub", *path.parent.relative_to(ROOT).parts])
+                assert package in packages, package
+                assert any(path.match(pattern) for pattern in data[package]), path
+    for folder in {path.parent for path in (ROOT / "papo_hub").rglob("*.py")}:
+        assert ".".join(folder.relative_to(ROOT).parts) in packages, folder
