@@ -142,7 +142,9 @@ class TrainConfig:
     max_steps: int | None = key(None, "rollout batches to train on; null: num_train_epochs decides")
     num_train_epochs: float = key(2.0, "passes over the data, where max_steps is null")
     learning_rate: float = key(1e-6, "AdamW's learning rate")
-    lr_scheduler_type: str = key("constant", "any schedule of transformers.get_scheduler")
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = key(
+        "constant", "the learning rate over the run; constant_with_warmup for warmup_steps"
+    )
     warmup_steps: int = key(0, "optimizer steps of learning-rate warm-up")
     weight_decay: float = key(0.01, "AdamW's weight decay")
     max_grad_norm: float = key(1.0, "gradient clipping")
@@ -209,6 +211,14 @@ def check(config: TrainConfig) -> None:
         refuse(getattr(config, name) < 1, f"{name}: {getattr(config, name)} must be at least 1.")
     refuse(config.save_steps < 0, f"save_steps: {config.save_steps} must be at least 0 (0: only the last checkpoint).")
     refuse(config.warmup_steps < 0, f"warmup_steps: {config.warmup_steps} must be at least 0.")
+    refuse(
+        config.warmup_steps > 0 and config.lr_scheduler_type == "constant",
+        "lr_scheduler_type: constant has no warm-up, but warmup_steps is set; write constant_with_warmup.",
+    )
+    refuse(
+        (config.min_pixels is None) != (config.max_pixels is None),
+        "min_pixels and max_pixels go together: set both, or neither.",
+    )
     refuse(
         config.eval_problems is not None and config.eval_problems < 1,
         f"eval_problems: {config.eval_problems} must be at least 1, or null for all.",
@@ -317,11 +327,15 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"There is no recipe at {path}. Recipes lie in recipes/*/*.yaml.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, got {type(content).__name__}.")
+    names = [key_node.value for key_node, _ in tree.value]
+    if twice := {name for name in names if names.count(name) > 1}:  # YAML would silently take the last
+        raise ConfigError(f"{path} has {', '.join(sorted(twice))} twice.")
     return content
 
 

@@ -47,7 +47,7 @@ def collect(
     """This process's share of one rollout batch, with everything frozen. Runs on every rank.
 
     Returns the batch and what to log of its making: seconds ("time/rollout", "time/score"), and for the DAPO family the
-    rollout batches it took ("rollout/tries") and the share of groups that were kept ("rollout/kept").
+    draws it took ("rollout/tries"), the share of groups kept ("rollout/kept") and the accuracy of all ("rollout/accuracy").
 
     Raises:
         SamplingExhausted: the DAPO family found too few mixed groups in `max_sampling_tries` tries.
@@ -83,7 +83,7 @@ def _sample(
     rank, world = accelerator.process_index, accelerator.num_processes
     quota, size = config.prompts_per_step // world, rollout.num_generations
     drawn_at_once = config.prompts_per_update if config.dynamic_sampling else config.prompts_per_step
-    groups, seen = _Groups(), 0
+    groups, seen, accuracy = _Groups(), 0, 0.0
     for attempt in range(config.max_sampling_tries if config.dynamic_sampling else 1):
         prompts = stream.take(drawn_at_once, rank, world)
         generator = torch.Generator(accelerator.device)
@@ -97,6 +97,7 @@ def _sample(
             if len(groups.prompts) < quota and (not config.dynamic_sampling or 0 < right < size):
                 groups.add(prompt, completions[rows], {name: values[rows] for name, values in rewards.items()})
         seen += len(prompts)
+        accuracy += rewards["accuracy"].sum().item() / size
         missing = torch.tensor(quota - len(groups.prompts), device=accelerator.device)
         if accelerator.reduce(missing, "sum") == 0:
             break
@@ -109,7 +110,7 @@ def _sample(
         )
     if not config.dynamic_sampling:
         return groups, {}
-    return groups, {"rollout/tries": attempt + 1, "rollout/kept": quota / seen}
+    return groups, {"rollout/tries": attempt + 1, "rollout/kept": quota / seen, "rollout/accuracy": accuracy / seen}
 
 
 def _score(
@@ -134,6 +135,8 @@ def _score(
 @torch.no_grad()
 def score(model: torch.nn.Module, batch: Batch, view: str, config: TrainConfig) -> Tensor:
     """Log-probs of the batch's completions under `model` in one view, without gradient. (B, T)."""
+    was_training = model.training
+    model.eval()  # frozen log-probs are without dropout
     result = torch.zeros(batch.completion_ids.shape, device=batch.completion_ids.device)
     row = 0
     for micro, _ in batch.micros(config.score_batch_size):
@@ -143,4 +146,5 @@ def score(model: torch.nn.Module, batch: Batch, view: str, config: TrainConfig) 
         result = result.to(logprobs.dtype)
         result[row : row + len(micro), : logprobs.shape[1]] = logprobs
         row += len(micro)
+    model.train(was_training)
     return result

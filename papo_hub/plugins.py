@@ -40,12 +40,13 @@ class _Plugin(KwargsHandler):
         for f in fields(self):
             if getattr(self, f.name) is None:
                 given = os.environ.get(f"PAPO_{f.name.upper()}")
-                setattr(self, f.name, defaults[f.name] if given is None else coerce(f.name, given, hints[f.name]))
+                value = defaults[f.name] if given is None else coerce(f"PAPO_{f.name.upper()}", given, hints[f.name])
+                setattr(self, f.name, value)
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Any:
-        """The plugin with the values of a recipe."""
-        plugin = cls()
+        """The plugin with the values of a recipe, which has been checked; the environment plays no part."""
+        plugin = cls.__new__(cls)
         for f in fields(cls):
             setattr(plugin, f.name, getattr(config, f.name))
         return plugin

@@ -13,6 +13,7 @@ from papo_hub.batch import Prompt
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.data import PROMPT_SUFFIX, PromptStream, Rows, encode_all, load_rows
 from papo_hub.digits import DigitRows
+from papo_hub.masking import RandomPatchMask
 from papo_hub.modeling import load_processor
 from papo_hub.plugins import PerceptionPlugin
 from papo_hub.tracking import provenance
@@ -87,8 +88,6 @@ def pixel_limits(config: TrainConfig) -> dict[str, Any]:
     """The processor's `size`, where the recipe sets pixel limits."""
     if config.min_pixels is None and config.max_pixels is None:
         return {}
-    if config.min_pixels is None or config.max_pixels is None:
-        raise ConfigError("min_pixels and max_pixels go together: set both, or neither.")
     return {"size": {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}}
 
 
@@ -112,7 +111,7 @@ def load_reference(config: TrainConfig) -> torch.nn.Module:
     return load_model(config, dtype=torch.bfloat16 if config.mixed_precision == "bf16" else None)
 
 
-def evaluation_prompts(config: TrainConfig, processor: Any, perception: PerceptionPlugin) -> list[Prompt]:
+def evaluation_prompts(config: TrainConfig, processor: Any) -> list[Prompt]:
     """The held-out problems in both views, or none."""
     name = config.eval_dataset_name
     if name is None:
@@ -121,7 +120,7 @@ def evaluation_prompts(config: TrainConfig, processor: Any, perception: Percepti
         rows = Rows(DigitRows(config.eval_split, size=config.eval_problems or 400))
     else:
         rows = load_rows(name, config.eval_split, columns(config))
-    mask = PerceptionPlugin(gamma=1.0, mask_ratio=config.mask_ratio, mask_patch_size=config.mask_patch_size).mask
+    mask = RandomPatchMask(config.mask_patch_size, config.mask_ratio)  # baselines are measured on it too
     return encode_all(rows, processor, config.eval_problems, prompt_suffix(config), config.max_prompt_length, mask)
 
 

@@ -114,7 +114,7 @@ def train(config: TrainConfig) -> Path:
     accelerator.init_trackers(
         "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run.name, "resume": "allow"}}
     )
-    eval_prompts = evaluation_prompts(config, processor, perception)
+    eval_prompts = evaluation_prompts(config, processor)
     if eval_prompts and done == 0:
         evaluate(run, "before", engine, policy, eval_prompts, accelerator, config)
 

@@ -311,3 +311,23 @@ def test_help_has_a_line_a_key():
     assert [line.split()[0] for line in lines] == [f"--{f.name}" for f in fields(TrainConfig)]
     assert all(f.metadata["help"] for f in fields(TrainConfig))
     assert "required" in lines[0] and "(default 0.6)" in next(line for line in lines if "--mask_ratio" in line)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"warmup_steps": 5}, "constant_with_warmup"),
+        ({"min_pixels": 784}, "min_pixels and max_pixels go together"),
+        ({"lr_scheduler_type": "linaer"}, "Did you mean linear"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(values, said):
+    with pytest.raises(ConfigError, match=said):
+        build({"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"} | values)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text("gamma: 0.01\nbeta: 0.01\ngamma: 0.02\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="has gamma twice"):
+        read_recipe(recipe)
