@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from papo_hub import grading_worker, rewards
+from papo_hub import rewards
+from papo_hub.grading import worker as grading_worker
+from papo_hub.grading.judgement import same
+from papo_hub.grading.mathematics import mathematics
+from papo_hub.grading.quantities import constant, number
+from papo_hub.grading.text import normalise
 from papo_hub.rewards import accuracy_reward, combine, format_reward, last_boxed
 
 # (answer, what the model boxed)
@@ -449,7 +455,7 @@ def boxed(content, think="thoughts"):
 def worker():
     """One process for this file, with half the usual time, and closed with the file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "CPU_SECONDS", 1)
+        patch.setattr(grading_worker, "CPU_SECONDS", 1)
         rewards._worker.close()
         yield
         rewards._worker.close()
@@ -608,7 +614,7 @@ def test_a_thread_survives_what_needs_the_worker_killed(caplog):
     rewards._verdict.cache_clear()
     rewards._worker._losses = 0
     verdicts = []
-    with caplog.at_level(logging.WARNING, logger=rewards.__name__):
+    with caplog.at_level(logging.WARNING, logger=grading_worker.__name__):
         thread = threading.Thread(target=lambda: verdicts.append(accuracy_reward(boxed(r"2^{10^{10^{9}}}"), "3")))
         thread.start()
         thread.join(30)
@@ -628,7 +634,7 @@ def test_the_worker_is_replaced_when_it_dies():
 def test_the_wall_clock_limit_holds_where_the_worker_has_none(monkeypatch):
     assert accuracy_reward(boxed(r"\log_2 {512}"), "9") == 1.0
     process = rewards._worker._process
-    monkeypatch.setattr(rewards, "WALL_SECONDS", 0.3)
+    monkeypatch.setattr(grading_worker, "WALL_SECONDS", 0.3)
     process.send_signal(signal.SIGSTOP)  # uses no processor time, never answers
     assert accuracy_reward(boxed(r"\log_2 {1024}"), "10") == 0.0
     assert process.returncode is not None
@@ -694,31 +700,34 @@ def test_a_program_without_a_main_guard_ends_cleanly(tmp_path):
         os.kill(int(rest[0]), 0)  # no worker is left behind
 
 
-def test_the_worker_imports_no_framework_and_nothing_of_this_folder():
-    code = (
-        "import runpy, sys, io; sys.stdin = io.StringIO(''); sys.argv[:1] = []\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "loaded = {name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'papo_hub', 'numpy'}\n"
+def test_the_worker_imports_no_framework_and_nothing_else_of_papo_hub():
+    *python, start, package, seconds = grading_worker.command()
+    start += (
+        "\nloaded = {name.split('.')[0] for name in sys.modules} & {'torch', 'transformers', 'papo_hub', 'numpy'}\n"
         "print(sorted(loaded), file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code, grading_worker.__file__, "2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [*python, start, package, seconds]
+    result = subprocess.run(command, input="", capture_output=True, text=True, timeout=120)
     assert (result.stdout, result.stderr.splitlines()[-1]) == ("true\n", "[]")
 
 
-def test_files_beside_the_worker_do_not_shadow_libraries(tmp_path):
-    (tmp_path / "sympy.py").write_text("raise ImportError('the wrong one')\n")
-    (tmp_path / "worker.py").write_bytes(Path(grading_worker.__file__).read_bytes())
-    command = [sys.executable, str(tmp_path / "worker.py"), "2"]
-    assert subprocess.run(command, input="", capture_output=True, text=True, timeout=120).stdout == "true\n"
+@pytest.mark.parametrize("folder", [".", "grading"], ids=["current folder", "package"])
+def test_files_beside_the_worker_do_not_shadow_libraries(monkeypatch, tmp_path, folder):
+    package = shutil.copytree(Path(grading_worker.PACKAGE).parent, tmp_path / "grading")
+    monkeypatch.setattr(grading_worker, "PACKAGE", str(package / "__init__.py"))
+    (tmp_path / folder / "sympy.py").write_text("raise ImportError('the wrong one')\n")
+    command = grading_worker.command()
+    result = subprocess.run(command, cwd=tmp_path, input="", capture_output=True, text=True, timeout=120)
+    assert result.stdout == "true\n"
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_no_zero(monkeypatch, tmp_path):
-    broken = tmp_path / "broken.py"
-    broken.write_text("import no_such_library\n")
-    monkeypatch.setattr(grading_worker, "__file__", str(broken))
-    with pytest.raises(RuntimeError, match="did not start"):
-        rewards._Worker().same("1", r"\log_2 {2}")
+    (tmp_path / "worker.py").write_text("import no_such_library\n")
+    monkeypatch.setattr(grading_worker, "PACKAGE", str(tmp_path / "__init__.py"))
+    with pytest.raises(RuntimeError, match="did not start") as error:
+        grading_worker.Worker().same("1", r"\log_2 {2}")
+    command = str(error.value).partition("see its error: ")[2]
+    assert "no_such_library" in subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120).stderr
 
 
 def test_equal_pairs_are_graded_once(monkeypatch):
@@ -748,9 +757,9 @@ def test_the_text_rules_are_reflexive_and_raise_nothing(text):
     def equal(answer, candidate, factor, tolerance):
         return answer == candidate and factor == 1
 
-    assert grading_worker.same(text, text, equal) == bool(grading_worker.normalise(text))
-    grading_worker.same("12", text, equal)
-    grading_worker.same(text, "(1, 2)", equal)
+    assert same(text, text, equal) == bool(normalise(text))
+    same("12", text, equal)
+    same(text, "(1, 2)", equal)
 
 
 @pytest.mark.parametrize(
@@ -773,7 +782,7 @@ def test_the_text_rules_are_reflexive_and_raise_nothing(text):
     ],
 )
 def test_numbers_are_exact(text, value):
-    assert grading_worker.number(text) == value
+    assert number(text) == value
 
 
 def test_constants_agree_with_computer_algebra():
@@ -783,10 +792,10 @@ def test_constants_agree_with_computer_algebra():
         r"1-2-3+5", r"12/3/2", r"-2^2",
     ]  # fmt: skip
     for text in texts:
-        value = grading_worker.constant(text)
+        value = constant(text)
         decimal = f"{float(value):.12f}"
-        assert grading_worker.mathematics(text, decimal, Fraction(1), Fraction(0)), (text, decimal)
-        assert not grading_worker.mathematics(text, f"{float(value) + 1e-4:.12f}", Fraction(1), Fraction(0))
+        assert mathematics(text, decimal, Fraction(1), Fraction(0)), (text, decimal)
+        assert not mathematics(text, f"{float(value) + 1e-4:.12f}", Fraction(1), Fraction(0))
 
 
 @pytest.mark.parametrize(
@@ -808,7 +817,7 @@ def test_constants_agree_with_computer_algebra():
     ],
 )
 def test_what_is_no_plain_constant_is_left_to_computer_algebra(text):
-    assert grading_worker.constant(text) is None
+    assert constant(text) is None
 
 
 def test_huge_and_tiny_numbers_are_numbers():
