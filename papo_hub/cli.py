@@ -80,7 +80,7 @@ def quickstart_command() -> int:
             return code
     if not (run / "README.md").exists():
         print(
-            "2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (two or three minutes).",
+            "2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (about three minutes).",
             flush=True,
         )
         if code := _launch("train.py", "tiny/papo_g.yaml", "--resume_from_checkpoint", "latest"):
@@ -122,7 +122,10 @@ def _launch(script: str, recipe: str, *arguments: str) -> int:
     """`accelerate launch` of one of our scripts, on the CPU."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(resource("accelerate_configs/cpu.yaml")), str(resource(f"recipes/{script}"))]
-    return subprocess.run([*command, "--config", str(resource(f"recipes/{recipe}")), *arguments]).returncode
+    # Threads cost the tiny model more than they give, and many times more where other programs want the cores.
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    command += ["--config", str(resource(f"recipes/{recipe}")), *arguments]
+    return subprocess.run(command, env=environment).returncode
 
 
 def _recipe(overrides: dict[str, str]) -> str:
