@@ -54,7 +54,7 @@ def warm_model_folder(tmp_path_factory) -> Path:
     """The tiny model after a few seconds of imitation: it answers in the right form, is sometimes right, and stops at
     different lengths, so that rewards and gradients are real."""
     folder = tmp_path_factory.mktemp("warm") / "model"
-    return warm_up(WarmupConfig(output_dir=str(folder), rows=128, max_steps=40, batch_size=16, prompt_suffix=""))
+    return warm_up(WarmupConfig(output_dir=str(folder), rows=128, max_steps=60, batch_size=16, prompt_suffix=""))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.usefixtures("without_report")
 
 def run(fast_config, tmp_path, name, **overrides):
     settings = {"num_generations": 4, "max_completion_length": 12, "max_steps": 2, "weight_decay": 0.0}
+    settings["max_sampling_tries"] = 500
     settings |= {"prompts_per_update": 2, "gamma": 0.0, "output_dir": tmp_path / name}
     return load_file(train(fast_config(**settings | overrides)) / "model" / "model.safetensors")
 

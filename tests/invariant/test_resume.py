@@ -28,7 +28,7 @@ def config(fast_config, tmp_path, warm_model_folder):
 
     def make(name, **overrides):
         settings = {"model_name_or_path": warm_model_folder, "num_generations": 4, "max_completion_length": 12}
-        settings |= {"prompts_per_update": 2, "max_steps": STEPS, "save_steps": 2, "max_sampling_tries": 100}
+        settings |= {"prompts_per_update": 2, "max_steps": STEPS, "save_steps": 2, "max_sampling_tries": 500}
         settings |= {"lr_scheduler_type": "linear", "warmup_steps": 3, "output_dir": tmp_path / name}
         return fast_config(**settings | overrides)
 
