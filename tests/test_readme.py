@@ -28,11 +28,10 @@ def test_every_path_of_the_map_exists():
     rooms = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
     assert len(rooms) >= 8
     for cell in rooms:
-        previous = ""
-        for path in re.findall(r"`([^`]+)`", cell):
-            inside = Path(previous).parent if "/" in previous and "/" not in path else Path()
-            assert (ROOT / inside / path).exists(), path
-            previous = path
+        folder = Path()
+        for path in re.findall(r"`([^`]+)`", cell):  # a bare name stands for one in the folder named before it
+            folder = Path(path).parent if "/" in path else folder
+            assert (ROOT / folder / Path(path).name).exists(), path
 
 
 def test_the_make_targets_exist():
