@@ -103,7 +103,7 @@ def _sample(
             break
     else:
         raise SamplingExhausted(
-            f"step {step}: {len(groups.prompts)} of {quota} groups after max_sampling_tries = {config.max_sampling_tries} "
+            f"step {step + 1}: {len(groups.prompts)} of {quota} groups after max_sampling_tries = {config.max_sampling_tries} "
             f"batches of {drawn_at_once} prompts: in all other groups the {size} answers were all right or all wrong. "
             "Take data that is neither too easy nor too hard for this model, or raise num_generations, temperature or "
             "max_sampling_tries, or use grpo / papo_g, which need no mixed groups."

@@ -165,6 +165,7 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
 
 
 def _quoted(label: str, text: str) -> str:
-    """A labelled block of literal text that no content can break out of."""
+    """A labelled block of literal text that no content can break out of, nor pass for the start of a section."""
+    text = re.sub(r"^(?=## Step \d)", " ", text, flags=re.MULTILINE)
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
     return f"**{label}**\n\n{fence}text\n{text}\n{fence}\n"

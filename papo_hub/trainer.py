@@ -49,7 +49,7 @@ class TrainingDiverged(RuntimeError):
 
 
 def train(config: TrainConfig) -> Path:
-    """Run a recipe. Runs on every rank.
+    """Run a recipe. Runs on every rank; with several processes, once in their life, since its end dissolves their group.
 
     Returns:
         The run folder: config.yaml, provenance.json, metrics.jsonl, samples.md, checkpoints/, model/ (plain format),
@@ -142,6 +142,7 @@ def train(config: TrainConfig) -> Path:
             else:
                 skipped_updates += 1
                 log.say(f"step {step + 1}: the gradient is not finite; update skipped ({skipped_updates} in a row)")
+            learning_rate = scheduler.get_last_lr()[0]
             scheduler.step()
             optimizer.zero_grad()
             if skipped_updates >= config.max_skipped_updates:
@@ -154,7 +155,7 @@ def train(config: TrainConfig) -> Path:
         metrics |= {
             "objective/gamma": objective.weights.gamma,
             "optim/grad_norm": sum(norms) / len(norms) if norms else None,
-            "optim/lr": scheduler.get_last_lr()[0],
+            "optim/lr": learning_rate,
             "optim/skipped_updates": config.updates_per_step - len(norms),
         }
         log.step({"step": step + 1} | reduced(accelerator, batch, sums) | metrics)

@@ -91,6 +91,14 @@ def test_a_resumed_run_drops_the_steps_it_repeats(tmp_path, run_log, tiny_prompt
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_a_completion_that_looks_like_a_heading_survives_a_resume(tmp_path, run_log, tiny_prompts):
+    answers = ["before\n## Step 9\nafter", "other"]
+    run_log(log_completions=True).samples(1, batch(tiny_prompts[:1], answers, [1.0, 0.0]))
+    written = (tmp_path / "samples.md").read_text()
+    keep_until(tmp_path / "metrics.jsonl", tmp_path / "samples.md", 1)
+    assert (tmp_path / "samples.md").read_text() == written
+
+
 def test_keep_until_without_files_makes_none(tmp_path):
     keep_until(tmp_path / "metrics.jsonl", tmp_path / "samples.md", 3)
     assert list(tmp_path.iterdir()) == []
