@@ -124,8 +124,18 @@ def evaluation_prompts(config: TrainConfig, processor: Any) -> list[Prompt]:
     return encode_all(rows, processor, config.eval_problems, prompt_suffix(config), config.max_prompt_length, mask)
 
 
-def write_provenance(run: Path, config: TrainConfig, num_processes: int) -> None:
-    """config.yaml and provenance.json: enough to make the run again."""
+def write_provenance(run: Path, config: TrainConfig, num_processes: int, resumed: bool) -> str:
+    """config.yaml and provenance.json: enough to make the run again. Returns the name by which trackers know the run.
+
+    The name is unique and stays the same when the run is resumed, so that its curves go on instead of starting anew.
+    """
+    file, record = run / "provenance.json", provenance(config, num_processes)
+    now = record["started"]
+    record["run"] = f"{run.parent.name}-{run.name}-{now}".strip("-")
+    if resumed and file.exists():
+        first = json.loads(file.read_text(encoding="utf-8"))
+        record |= {"run": first["run"], "started": first["started"], "resumed": [*first.get("resumed", []), now]}
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    (run / "provenance.json").write_text(json.dumps(provenance(config, num_processes), indent=1), encoding="utf-8")
+    file.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return record["run"]

@@ -104,15 +104,16 @@ def train(config: TrainConfig) -> Path:
     engine = rollout.engine(model, processor.tokenizer)
 
     disable_progress_bar()  # of transformers, for saving: the run has its own
+    run_name = None
     if accelerator.is_main_process:
-        write_provenance(run, config, accelerator.num_processes)
+        run_name = write_provenance(run, config, accelerator.num_processes, resumed=checkpoint is not None)
     log = RunLog(run, config, accelerator, max_steps, done)
     for notice in notices(config):
         log.say(f"note: {notice}")
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {done}")
     accelerator.init_trackers(
-        "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run.name, "resume": "allow"}}
+        "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run_name, "resume": "allow"}}
     )
     eval_prompts = evaluation_prompts(config, processor)
     if eval_prompts and done == 0:
