@@ -123,12 +123,13 @@ def _score(
     """The log-probs that stay fixed during the updates. On-policy (one update a step) the old ones need no pass."""
     perception = accelerator.perception_plugin
     frozen = {}
-    if config.updates_per_step > 1:
-        frozen["old_logprobs"] = score(policy, batch, "clean", config)
-    if reference is not None:
-        frozen["reference_logprobs"] = score(reference, batch, "clean", config)
-    if perception.active and not perception.live:
-        frozen["masked_logprobs"] = score(policy, batch, "masked", config)
+    with accelerator.autocast():
+        if config.updates_per_step > 1:
+            frozen["old_logprobs"] = score(policy, batch, "clean", config)
+        if reference is not None:
+            frozen["reference_logprobs"] = score(reference, batch, "clean", config)
+        if perception.active and not perception.live:
+            frozen["masked_logprobs"] = score(policy, batch, "masked", config)
     return Batch(**{**batch.__dict__, **frozen})
 
 

@@ -131,7 +131,9 @@ def train(config: TrainConfig) -> Path:
             counts = global_counts(accelerator, update.completion_mask)
             for micro, last in update.micros(config.micro_batch_size):
                 with syncing(accelerator, policy, last):
-                    loss, micro_sums = objective(views(policy, micro, perception, config.temperature), counts)
+                    with accelerator.autocast():  # what runs beside the wrapped forward, too
+                        logprobs = views(policy, micro, perception, config.temperature)
+                    loss, micro_sums = objective(logprobs, counts)
                     # Processes average their gradients; the denominators are already global, so undo the average.
                     accelerator.backward(loss * accelerator.num_processes)
                 sums = {name: sums.get(name, 0) + value for name, value in micro_sums.items()}

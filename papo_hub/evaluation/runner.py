@@ -48,18 +48,16 @@ def measure(
         texts = [completion.text for completion in completions]
         answers = [prompt.sample.answer for prompt in mine for _ in range(samples)]
         right = [accuracy_reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
-        measured = view == "clean" and len(views) == 2
-        divergence = (
-            visual_dependence(policy, mine, completions, samples, sampling.temperature, batch_size)
-            if measured
-            else None
-        )
+        divergence = tokens = torch.zeros(len(completions))
+        if view == "clean" and len(views) == 2:
+            with accelerator.autocast():
+                values, mask = visual_dependence(policy, mine, completions, samples, sampling.temperature, batch_size)
+            divergence, tokens = values.sum(-1), mask.sum(-1)
         for i, prompt in enumerate(mine):
             rows = slice(i * samples, (i + 1) * samples)
-            kl, tokens = (
-                (0.0, 0) if divergence is None else (divergence[0][rows].sum().item(), divergence[1][rows].sum().item())
-            )
-            records.append((view, prompt.sample.tags.get(GROUP_TAG), sum(right[rows]), samples, kl, tokens))
+            group = prompt.sample.tags.get(GROUP_TAG)
+            sums = (sum(right[rows]), samples, divergence[rows].sum().item(), tokens[rows].sum().item())
+            records.append((view, group, *sums))
     totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 5)
     for view, group, *values in gather_object(records):
         for key in {(view, "all"), (view, group or "all")}:
