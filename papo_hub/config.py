@@ -61,6 +61,13 @@ ELSEWHERE = {
     "remove_unused_columns": "nothing: only problem_column, answer_column and images_column are read",
     "eval_strategy": "eval_samples: the run is measured before and after on eval_dataset_name",
     "run_name": "output_dir: the folder names the run",
+    "push_to_hub": "nothing: upload the run's model/ folder (hf upload OWNER/NAME RUN/model), its card is RUN/README.md",
+    "hub_model_id": "nothing: upload the run's model/ folder (hf upload OWNER/NAME RUN/model)",
+    "hub_strategy": "nothing: upload the run's model/ folder (hf upload OWNER/NAME RUN/model)",
+    "num_train_steps": "max_steps (rollout batches)",
+    "learning_rate_schedule": "lr_scheduler_type",
+    "max_new_tokens": "max_completion_length",
+    "ppo_epochs": "prompts_per_update: smaller than prompts_per_step gives several updates per rollout batch",
 }
 
 DATASETS_BUILT_IN = ("digits",)
