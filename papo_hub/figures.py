@@ -295,10 +295,16 @@ def plot_overview(path: Path, run: Path) -> Path:
     heading, images = _wrap(example.title, 54), (example.image, example.masked_image)
     _heading(figure, margin, margin, heading)
     top = margin + 0.24 * len(heading) + 0.28
-    boxes = _fit(images, (split - margin - 0.25) / 2, 1.75)
-    _images(figure, margin, top, boxes, images, 0.25)
-    top += max(box[1] for box in boxes) + 0.25
-    for size in (10, 9, 8):  # as large as the completion's length allows
+    short = len("".join(example.tokens)) < 100
+    if short and example.image.width > 2 * example.image.height:  # wide ones have more room one below the other
+        boxes = _fit(images, split - margin, 0.95)
+        _images(figure, margin, top, boxes, images, 0.35, down=True)
+        top += sum(box[1] + 0.35 for box in boxes)
+    else:
+        boxes = _fit(images, (split - margin - 0.25) / 2, 1.75)
+        _images(figure, margin, top, boxes, images, 0.25)
+        top += max(box[1] for box in boxes) + 0.25
+    for size in (12, 10, 9, 8):  # as large as the completion's length allows
         columns, room = _columns(split - margin, size), int((height - 0.85 - top) / _line(size))
         lines = lay_out(example.tokens, columns)
         if len(lines) <= room:
@@ -530,8 +536,9 @@ def _images(
     boxes: list[tuple[float, float]],
     images: tuple[Image.Image, Image.Image],
     gap: float,
+    down: bool = False,
 ) -> None:
-    """Both views side by side, pixels kept sharp where they are enlarged."""
+    """Both views side by side, or one below the other, pixels kept sharp where they are enlarged."""
     for box, image, caption in zip(boxes, images, ("what the policy sees", "masked"), strict=True):
         axes = _axes(figure, left, top, *box)
         picture = image.convert("RGB")
@@ -543,7 +550,10 @@ def _images(
         for spine in axes.spines.values():
             spine.set_color(FRAME)
         _text(figure, left, top - 0.06, caption, size=8.5, color=MUTED, va="bottom")
-        left += box[0] + gap
+        if down:
+            top += box[1] + gap
+        else:
+            left += box[0] + gap
 
 
 def _norm(dependence: list[float]) -> PowerNorm:
