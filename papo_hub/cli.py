@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from papo_hub.config import ConfigError, TrainConfig, help_text, load_config, parse_overrides
+from papo_hub.config import ConfigError, help_text, load_config, parse_overrides
 from papo_hub.resources import resource
 from papo_hub.version import __version__
 
@@ -148,6 +148,3 @@ def _guarded(run) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-__all__ = ["TrainConfig", "main", "train_command", "warmup_command"]

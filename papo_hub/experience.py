@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -86,8 +86,7 @@ def _sample(
     groups, seen, accuracy = _Groups(), 0, 0.0
     for attempt in range(config.max_sampling_tries if config.dynamic_sampling else 1):
         prompts = stream.take(drawn_at_once, rank, world)
-        generator = torch.Generator(accelerator.device)
-        generator.manual_seed(derived_generator(config.seed, "rollout", step, attempt, rank).initial_seed())
+        generator = derived_generator(config.seed, "rollout", step, attempt, rank, device=accelerator.device)
         completions = engine.generate(prompts, size, rollout.sampling, generator)
         answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
         rewards = reward([completion.text for completion in completions], answers)
@@ -130,7 +129,7 @@ def _score(
             frozen["reference_logprobs"] = score(reference, batch, "clean", config)
         if perception.active and not perception.live:
             frozen["masked_logprobs"] = score(policy, batch, "masked", config)
-    return Batch(**{**batch.__dict__, **frozen})
+    return replace(batch, **frozen)
 
 
 @torch.no_grad()

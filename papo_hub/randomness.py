@@ -7,8 +7,8 @@ import hashlib
 import torch
 
 
-def derived_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose stream depends on `key` alone, e.g. `derived_generator(seed, "mask", epoch, row)`.
+def derived_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream depends on `key` (and its device) alone: `derived_generator(seed, "mask", epoch, row)`.
 
     The seed is the first 63 bits of the SHA-256 of the key's repr: independent of the process, the platform and the
     global random state, and unrelated for keys that differ anywhere.
@@ -19,4 +19,4 @@ def derived_generator(*key: int | str) -> torch.Generator:
         if type(part) not in (int, str):
             raise TypeError(f"a generator is derived from ints and strings, got {type(part).__name__}: {part!r}")
     digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

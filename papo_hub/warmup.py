@@ -20,6 +20,7 @@ from papo_hub.modeling import load_processor
 from papo_hub.modeling.tiny import build_tiny
 from papo_hub.objectives import reduce
 from papo_hub.plugins import global_counts, syncing
+from papo_hub.preparation import columns, prompt_suffix
 from papo_hub.randomness import derived_generator
 
 
@@ -107,10 +108,8 @@ def _examples(config: WarmupConfig, processor) -> list[tuple[Prompt, Completion]
         table = DigitRows(config.dataset_split, config.rows, config.seed, config.digit_scans, config.hide_hinted)
         root = None
     else:
-        columns = {"problem": config.problem_column, "answer": config.answer_column, "images": config.images_column}
-        rows = load_rows(config.dataset_name, config.dataset_split, columns)
+        rows = load_rows(config.dataset_name, config.dataset_split, columns(config))
         table, root = rows.table, rows.root
-    suffix = {} if config.prompt_suffix is None else {"prompt_suffix": config.prompt_suffix}
     examples = []
     for index in tqdm(range(min(config.rows, len(table))), desc="encoding", leave=False, dynamic_ncols=True):
         row = table[index]
@@ -120,5 +119,6 @@ def _examples(config: WarmupConfig, processor) -> list[tuple[Prompt, Completion]
                 f"row {index} of {config.dataset_name} has no text in solution_column: {config.solution_column}."
             )
         ids = processor.tokenizer(solution, add_special_tokens=False).input_ids + [processor.tokenizer.eos_token_id]
-        examples.append((encode(check_row(row, root), processor, **suffix), Completion(ids, solution, True)))
+        prompt = encode(check_row(row, root), processor, prompt_suffix(config))
+        examples.append((prompt, Completion(ids, solution, True)))
     return examples

@@ -50,13 +50,15 @@ def main(model_folder: str, steps: int = 50, prompts_per_step: int = 32, micro_b
     for step in range(steps):
         # 1. Sample a group of answers to each question, and reward them.
         prompts = stream.take(prompts_per_step, rank, world)
-        completions = engine.generate(prompts, size, rollout.sampling, derived_generator(0, "rollout", step, rank))
+        generator = derived_generator(0, "rollout", step, rank, device=accelerator.device)
+        completions = engine.generate(prompts, size, rollout.sampling, generator)
         answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
         rewards = reward([completion.text for completion in completions], answers)
-        advantages = group_advantages(rewards["mean"], size)
+        advantages = group_advantages(rewards["mean"], size).to(accelerator.device)
 
         # 2. How likely is each answer to a policy that sees the masked image? Frozen: no gradient.
-        ids, mask = pad_completions(completions, processor.tokenizer.pad_token_id)
+        padded = pad_completions(completions, processor.tokenizer.pad_token_id)
+        ids, mask = (tensor.to(accelerator.device) for tensor in padded)
         clean = [prompt.clean for prompt in prompts for _ in range(size)]
         masked = [prompt.masked for prompt in prompts for _ in range(size)]
         with torch.no_grad():
@@ -64,7 +66,7 @@ def main(model_folder: str, steps: int = 50, prompts_per_step: int = 32, micro_b
 
         # 3. One update, in micro-batches whose losses sum to the loss of the whole batch.
         counts = global_counts(accelerator, mask)
-        divergence = torch.zeros(())
+        divergence = 0.0
         for start in range(0, len(completions), micro_batch_size):
             rows = slice(start, start + micro_batch_size)
             logprobs = padded_logprobs(policy, clean[rows], ids[rows], mask[rows])

@@ -42,8 +42,7 @@ def measure(
     views = ["clean", "masked"] if prompts[0].masked is not None else ["clean"]
     records = []  # (view, group, right answers, answers, divergence, tokens), one a problem
     for view in views:
-        generator = torch.Generator(accelerator.device)
-        generator.manual_seed(derived_generator(seed, "evaluation", view, rank).initial_seed())
+        generator = derived_generator(seed, "evaluation", view, rank, device=accelerator.device)
         completions = engine.generate(mine, samples, sampling, generator, view=view)
         texts = [completion.text for completion in completions]
         answers = [prompt.sample.answer for prompt in mine for _ in range(samples)]
