@@ -8,11 +8,12 @@ faster one must agree with. Image features and positions are computed once a pro
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch.nn.functional import pad
 
 # What the processor returns a token; everything else (pixels, grids) is stacked image after image.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -67,6 +68,7 @@ def prompt_inputs(model: torch.nn.Module, prompts: list[dict[str, Tensor]]) -> t
     """The model's inputs for B prompts, padded on the left, and the position that follows each prompt, (B, 1).
 
     A prompt that occurs several times (as the same object) has its image encoded and its positions computed once.
+    Prompts with and without images may be mixed.
     """
     device = next(model.parameters()).device
     unique = list({id(prompt): prompt for prompt in prompts}.values())
@@ -74,8 +76,9 @@ def prompt_inputs(model: torch.nn.Module, prompts: list[dict[str, Tensor]]) -> t
     rows = [place[id(prompt)] for prompt in prompts]
     inputs = left_padded(unique, device)
     mask = inputs["attention_mask"]
-    core = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
-    if core is not None and "image_grid_thw" in inputs and "mm_token_type_ids" in inputs:
+    # The innermost module that has image features is the one that puts them among the text's embeddings.
+    core = next(reversed([module for module in model.modules() if hasattr(module, "get_image_features")]), None)
+    if hasattr(core, "get_rope_index") and "image_grid_thw" in inputs and "mm_token_type_ids" in inputs:
         # M-RoPE: an image spans fewer positions than tokens. Without mm_token_type_ids the model would silently fall back
         # to one-dimensional positions.
         grids = {name: inputs[name] for name in ("image_grid_thw", "attention_mask", "mm_token_type_ids")}
@@ -86,35 +89,60 @@ def prompt_inputs(model: torch.nn.Module, prompts: list[dict[str, Tensor]]) -> t
 
     if len(unique) < len(prompts):
         per_token = {name: value[rows] for name, value in inputs.items() if name in PER_TOKEN}
-        inputs = per_token | _repeated_images(core, unique, rows, inputs, device)
+        images = {name: value for name, value in inputs.items() if name not in PER_TOKEN}
+        inputs = per_token | (_repeated_images(core, unique, rows, images, device) if images else {})
         positions, next_position = positions[..., rows, :], next_position[rows]
     return inputs | {"position_ids": positions}, next_position
 
 
-def _repeated_images(core, unique: list[dict[str, Tensor]], rows: list[int], inputs: dict[str, Tensor], device) -> dict:
+def _repeated_images(core, unique: list[dict[str, Tensor]], rows: list[int], images: dict[str, Tensor], device) -> dict:
     """The image inputs of every row: encoded once a prompt where the model takes encoded images, else repeated."""
-    per_image = [name for name in inputs if name not in PER_TOKEN]
-    takes_encoded = core is not None and "mm_encoder_outputs" in inspect.signature(core.forward).parameters
-    if not (takes_encoded and "image_grid_thw" in inputs):
-        return {name: torch.cat([unique[i][name] for i in rows]).to(device) for name in per_image}
-    encoded = core.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
-    of_prompt = torch.arange(len(encoded)).split([len(prompt["image_grid_thw"]) for prompt in unique])
-    features = tuple(encoded[image] for i in rows for image in of_prompt[i].tolist())
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
+    if core is None or "mm_encoder_outputs" not in inspect.signature(core.forward).parameters:
+        return {name: stacked([unique[i][name] for i in rows if name in unique[i]]).to(device) for name in images}
+    image_tokens = [int((prompt["input_ids"] == core.config.image_token_id).sum()) for prompt in unique]
+
+    def repeated(features: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor]:
+        """(N, D) or (tiles, N / tiles, D), or one (n, D) an image: N image tokens of the prompts → those of the rows."""
+        if not isinstance(features, Tensor):
+            return (repeated(torch.cat(tuple(features))),)
+        of_prompt = features.flatten(0, -2).split(image_tokens)
+        return torch.cat([of_prompt[i] for i in rows]).unflatten(0, (-1, *features.shape[1:-1]))
+
+    encoded = core.get_image_features(**images)
+    kept = {"pooler_output": repeated(encoded.pooler_output)}
+    if "deepstack_features" in encoded:  # what Qwen3-VL adds to the image tokens behind each of its first text layers
+        kept["deepstack_features"] = [repeated(layer) for layer in encoded.deepstack_features]
+    return {"mm_encoder_outputs": {"image": type(encoded)(**kept)}}
 
 
 def left_padded(prompts: list[dict[str, Tensor]], device: torch.device | str) -> dict[str, Tensor]:
-    """One batch of several prompts: tokens padded on the left (B, S), image tensors stacked."""
+    """One batch of several prompts: tokens padded on the left (B, S), image tensors stacked.
+
+    A prompt without images adds nothing to the image tensors.
+    """
     width = max(prompt["input_ids"].shape[1] for prompt in prompts)
     batch = {}
-    for name in prompts[0]:
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt):
+        tensors = [prompt[name] for prompt in prompts if name in prompt]
         if name in PER_TOKEN:
             # Padding is masked by attention_mask, so its id does not matter; 0 is text to mm_token_type_ids.
-            padded = [torch.nn.functional.pad(p[name], (width - p[name].shape[1], 0)) for p in prompts]
-            batch[name] = torch.cat(padded).to(device)
+            batch[name] = torch.cat([pad(tensor, (width - tensor.shape[1], 0)) for tensor in tensors]).to(device)
         else:
-            batch[name] = torch.cat([p[name] for p in prompts]).to(device)
+            batch[name] = stacked(tensors).to(device)
     return batch
+
+
+def stacked(tensors: list[Tensor]) -> Tensor:
+    """Concatenated along the first dimension; along the others, zeros fill up to the largest.
+
+    The first counts images, tiles, patches or prompts, as the architecture has it. Another differs between prompts where
+    it counts tiles: architectures that stack tiles ignore those beyond an image's own.
+    """
+    sizes = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    whole = tensors[0].new_zeros(sum(map(len, tensors)), *sizes)
+    for place, tensor in zip(whole.split([len(tensor) for tensor in tensors]), tensors, strict=True):
+        place[tuple(slice(length) for length in tensor.shape)] = tensor
+    return whole
 
 
 def append_completions(
