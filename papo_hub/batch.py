@@ -56,6 +56,7 @@ class Completion:
     token_ids: list[int]  # without padding; ends in an end-of-sequence token unless it was cut
     text: str  # decoded, special tokens dropped
     finished: bool  # False where the length limit cut it
+    logprobs: list[float] | None = None  # of the tokens, under the model that sampled them and its temperature
 
 
 @dataclass(frozen=True)

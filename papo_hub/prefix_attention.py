@@ -64,6 +64,28 @@ def _attention(usual: Callable, module, query, key, value, attention_mask, *args
     return shared_prefix.attend(usual, module, query, key, value, scale), None
 
 
+def attention_and_logsumexp(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(n, K, L, D) to (n, K, S, D), all of it visible but for the bias (n, 1, 1, S) → (n, K, L, D) and (n, K, L).
+
+    Without gradient; for few queries, since it may hold all scores at once.
+    """
+    if query.device.type == "cpu" and FLASH_CPU is not None:
+        return FLASH_CPU(query, key, value, 0.0, False, attn_mask=bias, scale=scale)
+    scores = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)) * scale
+    scores = scores if bias is None else scores + bias
+    total = scores.logsumexp(-1)
+    return (scores - total.unsqueeze(-1)).exp().to(value.dtype) @ value, total
+
+
+def merged(output: Tensor, total: Tensor, other: Tensor, other_total: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to two sets of keys, from the attention to each and its log-sum-exp. (·, H, D), (·, H), twice."""
+    both = torch.logaddexp(total, other_total)
+    share = (other_total - both).exp().unsqueeze(-1)
+    return output.to(share.dtype).lerp(other.to(share.dtype), share).to(output.dtype), both
+
+
 class Span(NamedTuple):
     """A sequence within the row."""
 
@@ -180,7 +202,7 @@ class Packing:
 
         own = [(span, i) for i, place in enumerate(places) for span in self.completions[place] if span.length]
         blocks = []
-        for group in _alike(own):
+        for group in alike(own):
             owners = torch.tensor([i for _, i in group], device=self.device)
             blocks.append((Block([span for span, _ in group], self.device), owners))
         return Run(Block([self.prompts[place] for place in places], self.device), completions, blocks)
@@ -245,7 +267,7 @@ class Packing:
         return index.to(self.device), ends(queries), ends(lengths), max(queries), max(lengths)
 
 
-def _alike(pairs: list[tuple[Span, int]]) -> list[list[tuple[Span, int]]]:
+def alike(pairs: list[tuple[Span, int]]) -> list[list[tuple[Span, int]]]:
     """Sequences grouped so that padding each to the longest of its group costs little."""
     groups: list[list[tuple[Span, int]]] = []
     for pair in sorted(pairs, key=lambda pair: -pair[0].length):
@@ -283,10 +305,7 @@ class _Merged(torch.autograd.Function):
                 out, lse = FLASH_CPU(block.take(query), keys[which], values[which], 0.0, False, scale=scale)
                 block.put(out, beyond, first)
                 block.put(lse, beyond_total, first)
-        own_total = total[first:].clone()
-        torch.logaddexp(own_total, beyond_total, out=total[first:])
-        share = (beyond_total - total[first:]).exp().unsqueeze(-1)
-        output[first:] = output[first:].to(wide).lerp(beyond.to(wide), share)
+        output[first:], total[first:] = merged(output[first:], total[first:], beyond, beyond_total)
         ctx.save_for_backward(query, key, value, output, total)
         ctx.packing, ctx.scale = packing, scale
         return output

@@ -225,6 +225,8 @@ def misfit(model: nn.Module) -> str | None:
         return "attention_dropout is not 0"
     if type(head) is not nn.Linear:
         return f"the output layer is a {type(head).__name__}"
+    if head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"):
+        return "the output layer has hooks"
     return None
 
 

@@ -17,6 +17,8 @@ class Sampling:
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0
     max_completion_length: int = 2048  # tokens
+    min_completion_length: int = 0  # tokens before an end-of-sequence token may come
+    stop_on_boxed: bool = False  # end a completion once it holds a complete \boxed{...}
 
 
 class RolloutEngine(Protocol):

@@ -1,7 +1,7 @@
-"""Batched sampling with a KV cache, in the model's own forward pass.
+"""Sampling in the model's own forward pass: each prompt computed once, then one token a step for all completions.
 
-The prompts of a chunk are computed once and their cache is repeated for the G completions; then one token a step for all.
 `generate` of transformers draws from the global random state; here every draw comes from the generator that is passed in.
+A completion that has ended leaves the batch.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
 
 from papo_hub.batch import Completion, Prompt
-from papo_hub.logprobs import prompt_inputs
+from papo_hub.logprobs import selected_logprobs
+from papo_hub.rewards import last_boxed
 from papo_hub.rollout.base import Sampling
+from papo_hub.rollout.decoding import start_decoding
 
 # A sampled image token has no image behind it and breaks the next forward pass.
 IMAGE_TOKENS = (
@@ -50,54 +52,65 @@ class TransformersEngine:
         generator: torch.Generator,
         view: Literal["clean", "masked"] = "clean",
     ) -> list[Completion]:
-        """See `RolloutEngine.generate`. The generator lives on the model's device."""
+        """See `RolloutEngine.generate`. The generator lives on the model's device.
+
+        Each completion carries its tokens' log-probs under the model, whatever the sampling left out of the draw.
+        """
         was_training = self.model.training
         self.model.eval()
-        completions = []
-        per_chunk = max(self.batch_size // num_generations, 1)
-        for start in range(0, len(prompts), per_chunk):
-            rows = [getattr(prompt, view) for prompt in prompts[start : start + per_chunk]]
-            ids, lengths, finished = self._decode(rows, num_generations, sampling, generator)
-            for row, length, done in zip(ids, lengths, finished, strict=True):
-                tokens = row[:length]
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                completions.append(Completion(tokens, text, done))
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        by_length = sorted(range(len(prompts)), key=lambda i: prompts[i].length)  # like with like
+        at_once = max(self.batch_size // num_generations, 1)
+        for start in range(0, len(prompts), at_once):
+            chunk = by_length[start : start + at_once]
+            rows = [getattr(prompts[i], view) for i in chunk]
+            decoded = self._decode(rows, num_generations, sampling, generator)
+            for place, completion in enumerate(decoded):
+                completions[chunk[place // num_generations]].append(completion)
         self.model.train(was_training)
-        return completions
+        return [completion for group in completions for completion in group]
 
-    def _decode(self, rows: list[dict[str, Tensor]], num_generations: int, sampling: Sampling, generator) -> tuple:
-        """Ids (lists), lengths and whether each of the len(rows) · G completions ended by itself."""
+    def _decode(self, rows: list[dict[str, Tensor]], num_generations: int, sampling: Sampling, generator):
+        """The completions of each prompt, in order. One transfer to the host a token."""
         device = next(self.model.parameters()).device
-        inputs, position = prompt_inputs(self.model, rows)
-        output = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        cache, logits = output.past_key_values, output.logits[:, -1]
-        cache.batch_repeat_interleave(num_generations)
-        logits = logits.repeat_interleave(num_generations, dim=0)
-        attention = inputs["attention_mask"].repeat_interleave(num_generations, dim=0)
-        position = position.repeat_interleave(num_generations, dim=0)
-
+        decoder = start_decoding(self.model, rows, num_generations)
+        count = len(rows) * num_generations
         process = self._processors(sampling, device)
-        stops = torch.tensor(self.stop_ids, device=device)
-        finished = torch.zeros(len(logits), dtype=torch.bool, device=device)
-        lengths = torch.zeros(len(logits), dtype=torch.long, device=device)
-        sampled = []
-        for _ in range(sampling.max_completion_length):
-            scores = process(None, logits.float())
+        ids: list[list[int]] = [[] for _ in range(count)]
+        finished = [False] * count
+        logprobs = torch.zeros(count, sampling.max_completion_length, dtype=decoder.logits.float().dtype, device=device)
+        active, index = list(range(count)), torch.arange(count, device=device)
+        for step in range(sampling.max_completion_length):
+            logits = decoder.logits.float()
+            scores = process(None, logits)
+            if step < sampling.min_completion_length:
+                scores = scores.index_fill(1, torch.tensor(self.stop_ids, device=device), -torch.inf)
             if sampling.temperature == 0:
-                token = scores.argmax(-1, keepdim=True)
+                tokens = scores.argmax(-1)
             else:
-                token = torch.multinomial(scores.softmax(-1), 1, generator=generator)
-            sampled.append(token)
-            lengths += ~finished
-            finished = finished | torch.isin(token[:, 0], stops)
-            if finished.all():
+                tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+            logprobs[index, step] = selected_logprobs(logits[:, None], tokens[:, None], sampling.temperature or 1.0)[:, 0]
+            for row, token in zip(active, tokens.tolist(), strict=True):
+                ids[row].append(token)
+                finished[row] = token in self.stop_ids or (sampling.stop_on_boxed and self._is_boxed(ids[row]))
+            going = [place for place, row in enumerate(active) if not finished[row]]
+            if not going or step + 1 == sampling.max_completion_length:
                 break
-            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
-            output = self.model(
-                input_ids=token, attention_mask=attention, position_ids=position, past_key_values=cache, use_cache=True
-            )
-            logits, position = output.logits[:, -1], position + 1
-        return torch.cat(sampled, dim=1).tolist(), lengths.tolist(), finished.tolist()
+            if len(going) < len(active):
+                decoder.keep(going)
+                active = [active[place] for place in going]
+                tokens, index = tokens[going], index[going]
+            decoder.step(tokens)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        logprobs = logprobs.tolist()
+        return [
+            Completion(tokens, text, done, values[: len(tokens)])
+            for tokens, text, done, values in zip(ids, texts, finished, logprobs, strict=True)
+        ]
+
+    def _is_boxed(self, ids: list[int]) -> bool:
+        """Whether the last token closed a `\\boxed{...}`."""
+        return "}" in self.tokenizer.decode(ids[-1:]) and last_boxed(self.tokenizer.decode(ids)) is not None
 
     def _processors(self, sampling: Sampling, device) -> LogitsProcessorList:
         process = LogitsProcessorList()
