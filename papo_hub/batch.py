@@ -4,7 +4,8 @@
     B  = P * G completions            S  prompt tokens (image tokens included)
     T  completion tokens (padded)     V  vocabulary
 
-Tensors of a batch are ordered problem by problem: completion i belongs to problem i // G.
+Tensors of a batch are ordered problem by problem: completion i belongs to problem i // G. What is known without the model
+lies on the CPU (tokens, masks, lengths), so that nothing waits for a device to find out a shape.
 `completion_mask` (B, T) is True exactly on the trained tokens; everything to the right of a completion is padding.
 """
 
@@ -98,14 +99,44 @@ class Batch:
             masked_logprobs=cut(self.masked_logprobs),
         )
 
-    def micros(self, size: int) -> Iterator[tuple[Batch, bool]]:
-        """Consecutive micro-batches of at most `size` completions, each with whether it is the last."""
-        for start in range(0, len(self), size):
-            yield self.select(slice(start, start + size)), start + size >= len(self)
+    def micros(
+        self, max_tokens: int, max_completions: int | None = None, shared: bool = True
+    ) -> Iterator[tuple[Batch, bool]]:
+        """Consecutive micro-batches, each as large as both limits allow (a completion above them goes alone), and with
+        whether it is the last. `shared`: the tokens of a prompt count once a micro-batch, not once a completion."""
+        owners = self.prompt_index.tolist()
+        lengths = [len(completion.token_ids) for completion in self.completions]
+        prompts = [prompt.length for prompt in self.prompts]
+        for rows in micro_slices(owners, prompts, lengths, max_tokens, max_completions, shared):
+            yield self.select(rows), rows.stop == len(self)
 
     def rows(self, view: str = "clean") -> list[dict[str, Tensor]]:
         """The processor's output for each completion's prompt, in the given view ("clean" or "masked")."""
         return [getattr(self.prompts[i], view) for i in self.prompt_index.tolist()]
+
+
+def micro_slices(
+    owners: list[int],
+    prompt_lengths: list[int],
+    lengths: list[int],
+    max_tokens: int,
+    max_completions: int | None = None,
+    shared: bool = True,
+) -> Iterator[slice]:
+    """Consecutive completions within both limits: completion i has lengths[i] tokens and answers prompt owners[i].
+
+    `shared`: the tokens of a prompt count once a slice, not once a completion. A completion above the limits goes alone.
+    """
+    start, tokens, present = 0, 0, set()
+    for i, owner in enumerate(owners):
+        added = lengths[i] + (0 if shared and owner in present else prompt_lengths[owner])
+        if i > start and (tokens + added > max_tokens or i - start == max_completions):
+            yield slice(start, i)
+            start, tokens, present = i, 0, set()
+            added = lengths[i] + prompt_lengths[owner]
+        tokens += added
+        present.add(owner)
+    yield slice(start, len(owners))
 
 
 def pad_completions(completions: list[Completion], pad_token_id: int) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,8 @@ def key(default: Any = MISSING, help: str = "", default_factory: Any = MISSING) 
 
 # TRL and transformers keys that users bring along, and what to write here instead.
 ELSEWHERE = {
-    "per_device_train_batch_size": "micro_batch_size (completions per forward pass and process; same results)",
-    "gradient_accumulation_steps": "prompts_per_update: the accumulation follows from it and micro_batch_size",
+    "per_device_train_batch_size": "max_tokens_per_micro_batch (tokens a pass and process; same results)",
+    "gradient_accumulation_steps": "prompts_per_update: the accumulation follows from it and max_tokens_per_micro_batch",
     "generation_batch_size": "prompts_per_step (prompts of one rollout batch, over all processes)",
     "steps_per_generation": "prompts_per_step and prompts_per_update: their ratio is the updates per rollout batch",
     "num_iterations": "prompts_per_update: smaller than prompts_per_step gives several updates per rollout batch",
@@ -77,8 +77,7 @@ AT_LEAST_ONE = (
     "prompts_per_update",
     "max_prompt_length",
     "max_sampling_tries",
-    "micro_batch_size",
-    "score_batch_size",
+    "max_tokens_per_micro_batch",
     "rollout_batch_size",
     "save_total_limit",
     "logging_steps",
@@ -111,6 +110,7 @@ class TrainConfig:
     max_pixels: int | None = key(None, "images are shrunk to at most this many pixels; null: the processor's own")
     max_skipped_share: float = key(0.1, "the run stops when a larger share of the rows cannot be used")
     max_prompt_length: int = key(4096, "tokens, image tokens included; a longer prompt is skipped")
+    dataloader_num_workers: int = key(0, "processes a rank that read prompts ahead; 0: none, the GPU waits for them")
 
     # objective
     objective: Literal["grpo", "dapo", "papo_g", "papo_d"] = key("papo_g", "the algorithm")
@@ -137,13 +137,17 @@ class TrainConfig:
     prompts_per_update: int = key(128, "prompts of one optimizer step, over all processes")
     num_generations: int = key(5, "G: completions of a prompt")
     max_completion_length: int = key(2048, "tokens of a completion")
+    min_completion_length: int = key(0, "tokens before a completion may end by itself")
+    stop_on_boxed: bool = key(False, "end a completion once its \\boxed{...} is complete")
     temperature: float = key(1.0, "sampling temperature; log-probs are taken at the same temperature")
     top_p: float = key(1.0, "nucleus of the sampling; 1 samples from the whole distribution")
     format_weight: float = key(0.1, "weight of the format reward; accuracy has the rest")
     max_sampling_tries: int = key(20, "rollout batches tried by dynamic sampling before the run stops")
     rollout_batch_size: int = key(64, "completions decoded together in a process")
-    score_batch_size: int = key(16, "completions per forward pass without gradient and process")
-    micro_batch_size: int = key(4, "completions per forward and backward pass and process; never changes the result")
+    max_tokens_per_micro_batch: int = key(
+        16384, "tokens of prompts and completions per pass and process; less: less memory, the same result"
+    )
+    micro_batch_size: int | None = key(None, "at most so many completions per pass and process; null: tokens decide")
 
     # optimization
     max_steps: int | None = key(None, "rollout batches to train on; null: num_train_epochs decides")
@@ -217,6 +221,10 @@ def check(config: TrainConfig) -> None:
     for name in AT_LEAST_ONE:
         refuse(getattr(config, name) < 1, f"{name}: {getattr(config, name)} must be at least 1.")
     refuse(config.save_steps < 0, f"save_steps: {config.save_steps} must be at least 0 (0: only the last checkpoint).")
+    refuse(
+        config.dataloader_num_workers < 0,
+        f"dataloader_num_workers: {config.dataloader_num_workers} must be at least 0 (0: no worker processes).",
+    )
     refuse(config.warmup_steps < 0, f"warmup_steps: {config.warmup_steps} must be at least 0.")
     refuse(
         config.warmup_steps > 0 and config.lr_scheduler_type == "constant",
@@ -225,6 +233,10 @@ def check(config: TrainConfig) -> None:
     refuse(
         (config.min_pixels is None) != (config.max_pixels is None),
         "min_pixels and max_pixels go together: set both, or neither.",
+    )
+    refuse(
+        config.micro_batch_size is not None and config.micro_batch_size < 1,
+        f"micro_batch_size: {config.micro_batch_size} must be at least 1, or null.",
     )
     refuse(
         config.eval_problems is not None and config.eval_problems < 1,
@@ -294,6 +306,11 @@ def check_rollout(config: Any) -> None:
         raise ConfigError(f"top_p: {config.top_p} must lie in (0, 1].")
     if config.max_completion_length < 1:
         raise ConfigError(f"max_completion_length: {config.max_completion_length} must be at least 1.")
+    if not 0 <= config.min_completion_length <= config.max_completion_length:
+        raise ConfigError(
+            f"min_completion_length: {config.min_completion_length} must lie between 0 and max_completion_length: "
+            f"{config.max_completion_length}."
+        )
 
 
 def check_processes(config: TrainConfig, num_processes: int) -> None:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 
 from papo_hub.config import TrainConfig, notices
 from papo_hub.data import DataError, describe
+from papo_hub.head import CHUNK_ELEMENTS
 from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
 
 GIB = 2**30
@@ -58,13 +59,14 @@ def _model_config(config: TrainConfig) -> tuple[PreTrainedConfig, str]:
 
 def _arithmetic(config: TrainConfig, num_processes: int) -> str:
     completions = config.prompts_per_update * config.num_generations
-    micros = -(-completions // num_processes // config.micro_batch_size)
     return (
         f"objective     {config.objective}: gamma {config.gamma}, eta {config.eta_clean}/{config.eta_masked}, "
         f"beta {config.beta}, clip {config.epsilon}/{config.epsilon_high}\n"
         f"a step        {config.prompts_per_step} prompts × {config.num_generations} completions, "
         f"{config.updates_per_step} updates of {completions} completions\n"
-        f"an update     {num_processes} process × {micros} micro-batches of {config.micro_batch_size} completions"
+        f"an update     {completions // num_processes} completions a process, in micro-batches of at most "
+        f"{config.max_tokens_per_micro_batch} tokens"
+        + (f" and {config.micro_batch_size} completions" if config.micro_batch_size else "")
     )
 
 
@@ -111,23 +113,27 @@ def _memory(config: TrainConfig, model_config: PreTrainedConfig, source: str) ->
     half = config.mixed_precision == "bf16" or config.dtype == "bfloat16"
     compute = 2 if half else 4
     row = config.max_prompt_length + config.max_completion_length
-    tokens = config.micro_batch_size * row
+    tokens = max(config.max_tokens_per_micro_batch, row)  # a completion above the limit goes alone
+    if config.micro_batch_size is not None:
+        tokens = min(tokens, config.micro_batch_size * row)
     layer = 17 * compute * text.hidden_size * tokens
     kept = compute * text.hidden_size * tokens
     layers = text.num_hidden_layers
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cached = 2 * layers * text.num_key_value_heads * head_dim * compute
-    logits = config.micro_batch_size * (config.max_completion_length + 1) * text.vocab_size
+    head = text.vocab_size * text.hidden_size * 4  # its gradient is summed over the chunks in float32
     training = {
         "weights": parameters * weight,
         "gradients": parameters * weight,
         "optimizer (AdamW, two moments)": 2 * parameters * weight,
         "reference model": parameters * (2 if half else 4) if config.beta > 0 else 0,
-        "activations, longest rows": layers * kept + layer if config.activation_checkpointing else layers * layer,
-        "logits and their gradient": logits * (compute + 4 + 4),
+        "activations, most tokens": layers * kept + layer if config.activation_checkpointing else layers * layer,
+        "output layer, a chunk of logits": head + CHUNK_ELEMENTS * 4 * 3,
     }
     resident = sum(training[name] for name in list(training)[:4])
-    rollout = config.rollout_batch_size * row * cached
+    prompts = -(-config.rollout_batch_size // config.num_generations)
+    decoded = config.rollout_batch_size * config.max_completion_length
+    rollout = (prompts * config.max_prompt_length + decoded) * cached
     lines = [f"memory        {parameters / 1e9:.2f} billion parameters, from {source}; one process, nothing sharded"]
     lines += [f"              {name:<34}{size / GIB:8.1f} GiB" for name, size in training.items() if size]
     lines.append(f"              {'update, at most':<34}{sum(training.values()) / GIB:8.1f} GiB")

@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from papo_hub.batch import Batch, Completion, Prompt, pad_completions
 from papo_hub.config import TrainConfig
-from papo_hub.data import PromptStream
-from papo_hub.logprobs import padded_logprobs
 from papo_hub.objectives import group_advantages
 from papo_hub.plugins import PapoAccelerator
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import RolloutEngine
+from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
+from papo_hub.stream import PromptStream
 
 
 class SamplingExhausted(RuntimeError):
@@ -58,14 +59,13 @@ def collect(
     rewards = {name: torch.cat(values) for name, values in groups.rewards.items()}
     ids, mask = pad_completions(groups.completions, stream.processor.tokenizer.pad_token_id or 0)
     size = accelerator.rollout_plugin.num_generations
-    device = accelerator.device
     batch = Batch(
         prompts=groups.prompts,
         prompt_index=torch.arange(len(groups.prompts)).repeat_interleave(size),
         completions=groups.completions,
-        completion_ids=ids.to(device),
-        completion_mask=mask.to(device),
-        advantages=group_advantages(rewards["mean"], size).to(device),
+        completion_ids=ids,
+        completion_mask=mask,
+        advantages=group_advantages(rewards["mean"], size).to(accelerator.device),
         rewards=rewards,
     )
     sampled = time.perf_counter()
@@ -87,7 +87,8 @@ def _sample(
     for attempt in range(config.max_sampling_tries if config.dynamic_sampling else 1):
         prompts = stream.take(drawn_at_once, rank, world)
         generator = derived_generator(config.seed, "rollout", step, attempt, rank, device=accelerator.device)
-        completions = engine.generate(prompts, size, rollout.sampling, generator)
+        with accelerator.autocast():
+            completions = engine.generate(prompts, size, rollout.sampling, generator)
         answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
         rewards = reward([completion.text for completion in completions], answers)
         for i, prompt in enumerate(prompts):
@@ -119,12 +120,15 @@ def _score(
     accelerator: PapoAccelerator,
     config: TrainConfig,
 ) -> Batch:
-    """The log-probs that stay fixed during the updates. On-policy (one update a step) the old ones need no pass."""
+    """The log-probs that stay fixed during the updates. On-policy (one update a step) the old ones need no pass, and in
+    float32 the ones that were found while sampling are the policy's own."""
     perception = accelerator.perception_plugin
     frozen = {}
     with accelerator.autocast():
         if config.updates_per_step > 1:
-            frozen["old_logprobs"] = score(policy, batch, "clean", config)
+            exact = config.dtype == "float32" and config.mixed_precision == "no"
+            sampled = sampled_logprobs(batch) if exact else None
+            frozen["old_logprobs"] = score(policy, batch, "clean", config) if sampled is None else sampled
         if reference is not None:
             frozen["reference_logprobs"] = score(reference, batch, "clean", config)
         if perception.active and not perception.live:
@@ -132,15 +136,23 @@ def _score(
     return replace(batch, **frozen)
 
 
+def sampled_logprobs(batch: Batch) -> Tensor | None:
+    """(B, T) what the engine found while sampling; 0 on padding. None where it does not say."""
+    if any(completion.logprobs is None for completion in batch.completions):
+        return None
+    rows = [torch.tensor(completion.logprobs) for completion in batch.completions]
+    return pad_sequence(rows, batch_first=True).to(batch.advantages.device)
+
+
 @torch.no_grad()
 def score(model: torch.nn.Module, batch: Batch, view: str, config: TrainConfig) -> Tensor:
     """Log-probs of the batch's completions under `model` in one view, without gradient. (B, T)."""
     was_training = model.training
     model.eval()  # frozen log-probs are without dropout
-    result = torch.zeros(batch.completion_ids.shape, device=batch.completion_ids.device)
+    result = torch.zeros(batch.completion_ids.shape, device=batch.advantages.device)
     row = 0
-    for micro, _ in batch.micros(config.score_batch_size):
-        logprobs = padded_logprobs(
+    for micro, _ in batch.micros(config.max_tokens_per_micro_batch, config.micro_batch_size, misfit(model) is None):
+        logprobs = shared_prefix_logprobs(
             model, micro.rows(view), micro.completion_ids, micro.completion_mask, config.temperature
         )
         result = result.to(logprobs.dtype)

@@ -109,6 +109,8 @@ class RolloutPlugin(_Plugin):
     temperature: float = None
     top_p: float = None
     max_completion_length: int = None
+    min_completion_length: int = None
+    stop_on_boxed: bool = None
     rollout_batch_size: int = None
 
     def __post_init__(self) -> None:
@@ -117,7 +119,9 @@ class RolloutPlugin(_Plugin):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.max_completion_length)
+        return Sampling(
+            self.temperature, self.top_p, self.max_completion_length, self.min_completion_length, self.stop_on_boxed
+        )
 
     def engine(self, model: torch.nn.Module, tokenizer) -> TransformersEngine:
         """An engine that samples from the (unwrapped) model."""

@@ -23,7 +23,6 @@ from papo_hub.checkpoint import find_checkpoint, load_optimizer, load_state, sav
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.runner import measure
 from papo_hub.experience import collect
-from papo_hub.logprobs import padded_logprobs
 from papo_hub.objectives import Logprobs
 from papo_hub.plugins import PapoAccelerator, PerceptionPlugin, RewardPlugin, RolloutPlugin, global_counts, syncing
 from papo_hub.preparation import (
@@ -38,6 +37,7 @@ from papo_hub.preparation import (
     training_rows,
     write_provenance,
 )
+from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.report import export_model, finish_run
 from papo_hub.tracking import RunLog, trackers
 
@@ -110,6 +110,9 @@ def train(config: TrainConfig) -> Path:
     log = RunLog(run, config, accelerator, max_steps, done)
     for notice in notices(config):
         log.say(f"note: {notice}")
+    shared = (reason := misfit(model)) is None
+    log.say("each prompt is computed once for all its completions" if shared else f"one row a completion: {reason}")
+    max_tokens = config.max_tokens_per_micro_batch // (2 if perception.live else 1)  # live: both views at once
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {done}")
     accelerator.init_trackers(
@@ -129,7 +132,7 @@ def train(config: TrainConfig) -> Path:
         norms = []
         for update in split(batch, config.updates_per_step):
             counts = global_counts(accelerator, update.completion_mask)
-            for micro, last in update.micros(config.micro_batch_size):
+            for micro, last in update.micros(max_tokens, config.micro_batch_size, shared):
                 with syncing(accelerator, policy, last):
                     with accelerator.autocast():  # what runs beside the wrapped forward, too
                         logprobs = views(policy, micro, perception, config.temperature)
@@ -191,13 +194,14 @@ def views(policy: torch.nn.Module, micro: Batch, perception: PerceptionPlugin, t
     ids, mask = micro.completion_ids, micro.completion_mask
     if perception.live:
         # Both views in one forward pass: they have equal lengths, and a wrapped policy is called once per backward.
-        both = padded_logprobs(
-            policy, micro.rows("clean") + micro.rows("masked"), ids.repeat(2, 1), mask.repeat(2, 1), temperature
-        )
+        rows = micro.rows("clean") + micro.rows("masked")
+        both = shared_prefix_logprobs(policy, rows, ids.repeat(2, 1), mask.repeat(2, 1), temperature)
         clean, masked = both.chunk(2)
     else:
-        clean, masked = padded_logprobs(policy, micro.rows("clean"), ids, mask, temperature), micro.masked_logprobs
+        clean = shared_prefix_logprobs(policy, micro.rows("clean"), ids, mask, temperature)
+        masked = micro.masked_logprobs
     old = clean.detach() if micro.old_logprobs is None else micro.old_logprobs
+    mask = mask.to(clean.device, non_blocking=True)
     return Logprobs(clean, old, micro.advantages, mask, micro.reference_logprobs, masked)
 
 
@@ -232,7 +236,7 @@ def evaluate(run: Path, when: str, engine, policy, prompts: list[Prompt], accele
     """Measure the policy and add the result to evaluation.json. Runs on every rank."""
     sampling = accelerator.rollout_plugin.sampling
     rows = measure(
-        engine, policy, prompts, config.eval_samples, sampling, config.seed, accelerator, config.score_batch_size
+        engine, policy, prompts, config.eval_samples, sampling, config.seed, accelerator, config.max_tokens_per_micro_batch
     )
     if accelerator.is_main_process:
         file = run / "evaluation.json"

@@ -15,13 +15,13 @@ from papo_hub.batch import Completion, Prompt, pad_completions
 from papo_hub.config import ConfigError, key
 from papo_hub.data import check_row, encode, load_rows
 from papo_hub.digits import DigitRows
-from papo_hub.logprobs import padded_logprobs
 from papo_hub.modeling import load_processor
 from papo_hub.modeling.tiny import build_tiny
 from papo_hub.objectives import reduce
 from papo_hub.plugins import global_counts, syncing
 from papo_hub.preparation import columns, prompt_suffix
 from papo_hub.randomness import derived_generator
+from papo_hub.shared_prefix import shared_prefix_logprobs
 
 
 @dataclass
@@ -85,7 +85,7 @@ def warm_up(config: WarmupConfig) -> Path:
         prompts, targets = zip(*(examples[i] for i in chosen[rank::world]), strict=True)
         ids, mask = pad_completions(list(targets), processor.tokenizer.pad_token_id or 0)
         with syncing(accelerator, policy, last=True):
-            logprobs = padded_logprobs(policy, [prompt.clean for prompt in prompts], ids, mask)
+            logprobs = shared_prefix_logprobs(policy, [prompt.clean for prompt in prompts], ids, mask)
             loss = reduce.token_mean(-logprobs, mask.to(logprobs.device), global_counts(accelerator, mask).tokens)
             accelerator.backward(loss * world)
         accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm)

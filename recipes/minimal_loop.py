@@ -12,9 +12,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from papo_hub.batch import pad_completions
-from papo_hub.data import PromptStream, Rows
+from papo_hub.data import Rows
 from papo_hub.digits import DigitRows
-from papo_hub.logprobs import padded_logprobs
 from papo_hub.modeling import load_processor
 from papo_hub.objectives import PAPO_G, Logprobs, Weights, group_advantages
 from papo_hub.plugins import (
@@ -26,6 +25,8 @@ from papo_hub.plugins import (
     syncing,
 )
 from papo_hub.randomness import derived_generator
+from papo_hub.shared_prefix import shared_prefix_logprobs
+from papo_hub.stream import PromptStream
 
 
 def main(model_folder: str, steps: int = 50, prompts_per_step: int = 32, micro_batch_size: int = 80) -> list[float]:
@@ -57,20 +58,20 @@ def main(model_folder: str, steps: int = 50, prompts_per_step: int = 32, micro_b
         advantages = group_advantages(rewards["mean"], size).to(accelerator.device)
 
         # 2. How likely is each answer to a policy that sees the masked image? Frozen: no gradient.
-        padded = pad_completions(completions, processor.tokenizer.pad_token_id)
-        ids, mask = (tensor.to(accelerator.device) for tensor in padded)
+        ids, mask = pad_completions(completions, processor.tokenizer.pad_token_id)
         clean = [prompt.clean for prompt in prompts for _ in range(size)]
         masked = [prompt.masked for prompt in prompts for _ in range(size)]
         with torch.no_grad():
-            masked_logprobs = padded_logprobs(policy, masked, ids, mask)
+            masked_logprobs = shared_prefix_logprobs(policy, masked, ids, mask)
 
         # 3. One update, in micro-batches whose losses sum to the loss of the whole batch.
         counts = global_counts(accelerator, mask)
         divergence = 0.0
         for start in range(0, len(completions), micro_batch_size):
             rows = slice(start, start + micro_batch_size)
-            logprobs = padded_logprobs(policy, clean[rows], ids[rows], mask[rows])
-            views = Logprobs(logprobs, logprobs.detach(), advantages[rows], mask[rows], masked=masked_logprobs[rows])
+            logprobs = shared_prefix_logprobs(policy, clean[rows], ids[rows], mask[rows])
+            real = mask[rows].to(accelerator.device)
+            views = Logprobs(logprobs, logprobs.detach(), advantages[rows], real, masked=masked_logprobs[rows])
             loss, sums = objective(views, counts)
             with syncing(accelerator, policy, last=start + micro_batch_size >= len(completions)):
                 accelerator.backward(loss * world)

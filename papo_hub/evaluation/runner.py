@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from papo_hub.batch import Completion, Prompt, pad_completions
-from papo_hub.logprobs import padded_logprobs
+from papo_hub.batch import Completion, Prompt, micro_slices, pad_completions
 from papo_hub.objectives import terms
 from papo_hub.randomness import derived_generator
 from papo_hub.rewards import accuracy_reward
 from papo_hub.rollout import RolloutEngine, Sampling
+from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 
 GROUP_TAG = "dependence"  # the tag of a sample by which results are also given apart
 
@@ -28,7 +28,7 @@ def measure(
     sampling: Sampling,
     seed: int,
     accelerator: Accelerator,
-    batch_size: int = 64,
+    max_tokens: int = 16384,
 ) -> list[dict[str, Any]]:
     """One row a view and group of problems. Runs on every rank; each takes its share of the problems.
 
@@ -43,14 +43,15 @@ def measure(
     records = []  # (view, group, right answers, answers, divergence, tokens), one a problem
     for view in views:
         generator = derived_generator(seed, "evaluation", view, rank, device=accelerator.device)
-        completions = engine.generate(mine, samples, sampling, generator, view=view)
+        with accelerator.autocast():
+            completions = engine.generate(mine, samples, sampling, generator, view=view)
         texts = [completion.text for completion in completions]
         answers = [prompt.sample.answer for prompt in mine for _ in range(samples)]
         right = [accuracy_reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
         divergence = tokens = torch.zeros(len(completions))
         if view == "clean" and len(views) == 2:
             with accelerator.autocast():
-                values, mask = visual_dependence(policy, mine, completions, samples, sampling.temperature, batch_size)
+                values, mask = visual_dependence(policy, mine, completions, samples, sampling.temperature, max_tokens)
             divergence, tokens = values.sum(-1), mask.sum(-1)
         for i, prompt in enumerate(mine):
             rows = slice(i * samples, (i + 1) * samples)
@@ -81,16 +82,22 @@ def visual_dependence(
     completions: list[Completion],
     group_size: int,
     temperature: float,
-    batch_size: int,
+    max_tokens: int,
 ) -> tuple[Tensor, Tensor]:
-    """How much each sampled token depends on the image: perception KL (B, T) in nats, and the mask (B, T) of real tokens."""
+    """How much each sampled token depends on the image: perception KL (B, T) in nats, and the mask (B, T) of real tokens.
+
+    `max_tokens` of prompts and completions pass through the policy at a time.
+    """
     ids, mask = pad_completions(completions, 0)
     result = torch.zeros(ids.shape)
-    for start in range(0, len(completions), batch_size):
-        rows = slice(start, start + batch_size)
-        owners = [prompts[i // group_size] for i in range(start, min(start + batch_size, len(completions)))]
+    owners = [i // group_size for i in range(len(completions))]
+    lengths = [len(completion.token_ids) for completion in completions]
+    shared = misfit(policy) is None
+    for rows in micro_slices(owners, [prompt.length for prompt in prompts], lengths, max_tokens, shared=shared):
         clean, masked = (
-            padded_logprobs(policy, [getattr(prompt, view) for prompt in owners], ids[rows], mask[rows], temperature)
+            shared_prefix_logprobs(
+                policy, [getattr(prompts[i], view) for i in owners[rows]], ids[rows], mask[rows], temperature
+            )
             for view in ("clean", "masked")
         )
         result[rows] = terms.perception_kl(clean, masked).float().cpu()

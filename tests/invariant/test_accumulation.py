@@ -5,9 +5,10 @@ import pytest
 from papo_hub import trainer
 from papo_hub.objectives import Counts, Objective
 from papo_hub.plugins import PapoAccelerator
+from tests.precision import double, float64_throughout
 
 COMPLETIONS = 8
-TOLERANCE = 1e-7  # of the largest entry of all gradients; seen: 3e-10 (some of the model computes in float32 always)
+TOLERANCE = 1e-12  # of the largest entry of all gradients; seen: 2e-15
 
 pytestmark = pytest.mark.usefixtures("without_report")
 
@@ -16,21 +17,24 @@ pytestmark = pytest.mark.usefixtures("without_report")
 def gradient(fast_config, tmp_path, warm_model_folder, monkeypatch):
     """gradient(micro_batch_size, ...) → the gradients of a run's only update, before clipping, in float64."""
     found = []
-    load, clip = trainer.load_model, PapoAccelerator.clip_grad_norm_
+    clip = PapoAccelerator.clip_grad_norm_
 
     def capture(accelerator, parameters, max_norm):
         parameters = list(parameters)
         found.append([parameter.grad.clone() for parameter in parameters])
         return clip(accelerator, parameters, max_norm)
 
-    monkeypatch.setattr(trainer, "load_model", lambda *arguments: load(*arguments).double())
+    for name in ("load_model", "load_reference"):
+        load = getattr(trainer, name)
+        monkeypatch.setattr(trainer, name, lambda *arguments, load=load: double(load(*arguments)))
     monkeypatch.setattr(PapoAccelerator, "clip_grad_norm_", capture)
 
     def make(micro_batch_size, **overrides):
         settings = {"prompts_per_step": 2, "prompts_per_update": 2, "num_generations": 4, "max_completion_length": 14}
         settings |= {"model_name_or_path": warm_model_folder, "max_steps": 1, "beta": 0.01, "gamma": 0.3}
         settings |= {"micro_batch_size": micro_batch_size, "output_dir": tmp_path / f"run{len(found)}"}
-        trainer.train(fast_config(**settings | overrides))
+        with float64_throughout():
+            trainer.train(fast_config(**settings | overrides))
         return found[-1]
 
     return make

@@ -157,6 +157,10 @@ FLOATS = [f.name for f in fields(TrainConfig) if f.type.startswith("float")]
             )
         ),
         ("save_steps", {"save_steps": -1}),
+        ("dataloader_num_workers", {"dataloader_num_workers": -1}),
+        ("min_completion_length", {"min_completion_length": -1}),
+        ("min_completion_length", {"min_completion_length": 9, "max_completion_length": 8}),
+        ("micro_batch_size", {"micro_batch_size": 0}),
         ("warmup_steps", {"warmup_steps": -1}),
         ("epsilon", {"epsilon": 1.0}),
         ("delta", {"delta": 1.0}),
@@ -182,6 +186,7 @@ def test_the_lists_of_keys_above_are_whole():
     assert {"beta", "delta", "gamma_end", "temperature"} < set(FLOATS)
     whole = {f.name for f in fields(TrainConfig) if f.type == "int"}
     elsewhere = {"num_generations", "max_completion_length", "mask_patch_size", "save_steps", "warmup_steps", "seed"}
+    elsewhere |= {"min_completion_length", "dataloader_num_workers"}
     assert set(AT_LEAST_ONE) == whole - elsewhere
 
 
