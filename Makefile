@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow lint bench clean
 
 quickstart: .venv/installed
 	$(BIN)/papo-hub quickstart
@@ -19,6 +19,16 @@ lint: .venv/installed
 .venv/installed: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Against TRL 1.5.0, which has an environment of its own; BENCH="--quick" or "--repeats 3".
+bench: .venv/installed benchmarks/.venv/installed
+	$(BIN)/python -m benchmarks.run $(BENCH)
+
+# TRL imports requests without asking for it.
+benchmarks/.venv/installed: constraints.txt
+	$(PYTHON) -m venv benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet --constraint constraints.txt trl==1.5.0 requests pillow
 	touch $@
 
 clean:
