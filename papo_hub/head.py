@@ -91,7 +91,8 @@ class _Head(torch.autograd.Function):
             logprobs[rows] = logits.gather(-1, ids[rows, None]).squeeze(-1) - totals[rows]
             if with_entropy:
                 probabilities = (logits - totals[rows, None]).exp_()
-                entropies[rows] = totals[rows] - torch.linalg.vecdot(probabilities, logits)
+                # Not as a product of matrices, which autocast would round.
+                entropies[rows] = totals[rows] - probabilities.mul_(logits).sum(-1)
         kept = logits if len(chunks) == 1 and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden, weight, bias, ids, totals, entropies, kept)
         ctx.settings = chunks, temperature, dtype, with_entropy

@@ -177,8 +177,9 @@ class Packing:
         self.completions: list[list[Span]] = []
         end = self.boundary
         for lengths in completion_lengths:
-            self.completions.append([Span(end + before, n) for before, n in zip(accumulate([0, *lengths]), lengths)])
-            end += sum(lengths)
+            starts = list(accumulate(lengths, initial=end))
+            self.completions.append([Span(*pair) for pair in zip(starts, lengths, strict=False)])
+            end = starts[-1]
         self.length = end
         self.device = device
         self.runs = [
@@ -226,7 +227,8 @@ class Packing:
         places, outputs = [], []
         for run in self.runs:
             prompt_key, prompt_value = run.prompts.take(key), run.prompts.take(value)
-            outputs.append(run.prompts.tokens(attention(run.prompts.take(query), prompt_key, prompt_value, is_causal=True)))
+            output = attention(run.prompts.take(query), prompt_key, prompt_value, is_causal=True)
+            outputs.append(run.prompts.tokens(output))
             places.append(run.prompts.places)
             for block, owner in run.own:
                 keys = torch.cat([prompt_key[owner], block.take(key)], dim=2)

@@ -40,7 +40,8 @@ def shared_prefix_logprobs(
     """Log-probs of the given completion tokens, in nats, at least in float32.
 
     Args:
-        model: an AutoModelForImageTextToText model, bare or wrapped by accelerate.
+        model: an AutoModelForImageTextToText model, bare or wrapped by accelerate. Mixed precision is that of the
+            surrounding `accelerator.autocast()`.
         prompts: what the processor returned for the prompt that all completions share, or one such dict a completion,
             the same object where completions share a prompt: that is what is computed once.
         completion_ids: (B, T), padded on the right. Best on the CPU: where everything lies is worked out there.
@@ -199,8 +200,10 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def bare(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model with an output layer, inside accelerate's wrapper and papo_hub's own."""
+    """The Hugging Face model with an output layer, inside accelerate's wrapper, PEFT's and papo_hub's own."""
     model = _unwrapped(model)
+    if hasattr(model, "get_base_model"):  # PEFT: its adapters are layers of the model that it wraps
+        model = model.get_base_model()
     return getattr(model, "vlm", model)
 
 
@@ -221,6 +224,8 @@ def misfit(model: nn.Module) -> str | None:
         return f"{kind} has layers of {', '.join(sorted(layers))}"
     if text._attn_implementation != "sdpa" and "flash" not in str(text._attn_implementation):
         return f"attn_implementation is {text._attn_implementation}; sdpa and flash attention can"
+    if hasattr(_unwrapped(model), "prompt_encoder"):
+        return "PEFT puts virtual tokens in front of the prompt"
     if getattr(text, "attention_dropout", 0) and model.training:
         return "attention_dropout is not 0"
     if type(head) is not nn.Linear:

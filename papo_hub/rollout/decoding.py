@@ -168,7 +168,8 @@ class _Memory:
         """Room for one more token."""
         self.length += 1
         if self.length > self.capacity:
-            self.own = {layer: tuple(pad(t, (0, 0, 0, self.capacity)) for t in pair) for layer, pair in self.own.items()}
+            room = (0, 0, 0, self.capacity)
+            self.own = {layer: tuple(pad(tensor, room) for tensor in pair) for layer, pair in self.own.items()}
             self.capacity *= 2
 
     def attend(self, usual, module, query, key, value, scale):

@@ -76,20 +76,22 @@ class TransformersEngine:
         decoder = start_decoding(self.model, rows, num_generations)
         count = len(rows) * num_generations
         process = self._processors(sampling, device)
+        stop_ids = torch.tensor(self.stop_ids, dtype=torch.long, device=device)
         ids: list[list[int]] = [[] for _ in range(count)]
         finished = [False] * count
-        logprobs = torch.zeros(count, sampling.max_completion_length, dtype=decoder.logits.float().dtype, device=device)
+        wide = torch.promote_types(decoder.logits.dtype, torch.float32)
+        logprobs = torch.zeros(count, sampling.max_completion_length, dtype=wide, device=device)
         active, index = list(range(count)), torch.arange(count, device=device)
         for step in range(sampling.max_completion_length):
-            logits = decoder.logits.float()
-            scores = process(None, logits)
-            if step < sampling.min_completion_length:
-                scores = scores.index_fill(1, torch.tensor(self.stop_ids, device=device), -torch.inf)
+            logits = decoder.logits.to(wide)
+            scores = logits if step >= sampling.min_completion_length else logits.index_fill(1, stop_ids, -torch.inf)
+            scores = process(None, scores)  # last: top-p chooses among what may come
             if sampling.temperature == 0:
                 tokens = scores.argmax(-1)
             else:
                 tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
-            logprobs[index, step] = selected_logprobs(logits[:, None], tokens[:, None], sampling.temperature or 1.0)[:, 0]
+            chosen = selected_logprobs(logits[:, None], tokens[:, None], sampling.temperature or 1.0)
+            logprobs[index, step] = chosen[:, 0]
             for row, token in zip(active, tokens.tolist(), strict=True):
                 ids[row].append(token)
                 finished[row] = token in self.stop_ids or (sampling.stop_on_boxed and self._is_boxed(ids[row]))

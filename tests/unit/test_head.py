@@ -1,0 +1,281 @@
+"""The output layer in chunks against the plain formulas over all logits, their gradients by autograd."""
+
+from math import log
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from papo_hub.head import head_divergence, head_logprobs, head_logprobs_and_entropy
+from papo_hub.randomness import derived_generator
+
+N, WIDTH, VOCABULARY = 7, 5, 11
+EXACT = 1e-13  # float64, of log-probs and of the largest entry of a gradient; seen: 6e-15
+SINGLE = 5e-6  # float32; seen: 1.4e-6
+# bfloat16 products. The log-probs are those of the plain formula in the same precision, since both start from the same
+# rounded logits (seen: 1e-6); its gradients are rounded elsewhere (seen: 0.007).
+ROUNDED = 5e-6
+ROUNDED_GRADIENT = 0.02
+CHUNKS = pytest.mark.parametrize("elements", [1, 3 * VOCABULARY, 2**24], ids=["rows", "three rows", "whole"])
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=derived_generator("head", seed, *shape), dtype=torch.float64).to(dtype)
+
+
+def make(bias=True, dtype=torch.float64, hidden_dtype=None):
+    head = nn.utils.skip_init(nn.Linear, WIDTH, VOCABULARY, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(random(*parameter.shape, seed=1))
+    hidden = random(N, WIDTH, dtype=hidden_dtype or dtype).requires_grad_()
+    ids = torch.tensor([0, 10, 3, 3, 7, 0, 5])
+    return head, hidden, ids
+
+
+def dense(hidden, head, ids, temperature):
+    """Log-probs and entropies from all logits at once."""
+    logits = head(hidden)
+    log_p = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+    return log_p.gather(-1, ids[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+def dense_divergence(hidden, other, head, temperature, kind):
+    p, q = ((head(states) / temperature).softmax(-1) for states in (hidden, other))
+    middle = (p + q) / 2
+
+    def kl(a, b):
+        return (a * (a / b).log()).sum(-1)
+
+    return kl(p, q) if kind == "kl" else (kl(p, middle) + kl(q, middle)) / 2
+
+
+def gradients(values, *leaves):
+    """Of a sum in which every value has another weight."""
+    total = sum((value * random(len(value), seed=2 + i, dtype=value.dtype)).sum() for i, value in enumerate(values))
+    return torch.autograd.grad(total, leaves, retain_graph=True)
+
+
+def assert_near(values, expected, tolerance):
+    for value, other in zip(values, expected, strict=True):
+        scale = other.detach().abs().max().item()
+        assert scale > 0.01  # something to compare
+        torch.testing.assert_close(value, other, rtol=0, atol=tolerance * max(scale, 1.0 if value.ndim == 1 else 0))
+
+
+@pytest.fixture
+def quarters():
+    """Two tokens of logits 0 and ln 3, and both 0: probabilities 1/4 and 3/4, and 1/2 each."""
+    head = nn.Linear(1, 2, bias=False, dtype=torch.float64)
+    head.weight.data = torch.tensor([[0.0], [log(3)]], dtype=torch.float64)
+    return head, torch.ones(2, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("temperature", "small"), [(1.0, 1 / 4), (0.5, 1 / 10)])
+def test_log_probs_and_entropies_by_hand(quarters, temperature, small):
+    """At temperature 1/2 the odds of 3 to 1 are squared: 9 to 1."""
+    head, hidden, _ = quarters
+    entropy = -small * log(small) - (1 - small) * log(1 - small)
+    logprobs, entropies = head_logprobs_and_entropy(hidden, head, torch.tensor([0, 1]), temperature)
+    assert logprobs.tolist() == pytest.approx([log(small), log(1 - small)], abs=1e-12)
+    assert entropies.tolist() == pytest.approx([entropy, entropy], abs=1e-12)
+    alone = head_logprobs(hidden, head, torch.tensor([0, 1]), temperature)
+    assert alone.tolist() == pytest.approx([log(small), log(1 - small)], abs=1e-12)
+
+
+def test_divergences_by_hand(quarters):
+    """KL((1/4, 3/4) ‖ (1/2, 1/2)) = 1/4 ln(1/2) + 3/4 ln(3/2); the middle of the two is (3/8, 5/8)."""
+    head, hidden, other = quarters
+    kl = 1 / 4 * log(1 / 2) + 3 / 4 * log(3 / 2)
+    js = (1 / 4 * log(2 / 3) + 3 / 4 * log(6 / 5) + 1 / 2 * log(4 / 3) + 1 / 2 * log(4 / 5)) / 2
+    assert head_divergence(hidden, other, head).tolist() == pytest.approx([kl, kl], abs=1e-12)
+    assert head_divergence(hidden, other, head, kind="js").tolist() == pytest.approx([js, js], abs=1e-12)
+    sharper = 1 / 10 * log(1 / 5) + 9 / 10 * log(9 / 5)
+    assert head_divergence(hidden, other, head, 0.5).tolist() == pytest.approx([sharper] * 2, abs=1e-12)
+
+
+def test_divergence_of_what_never_meets_is_bounded(quarters):
+    """(1, 0) and (0, 1): ln 2, though the logarithms of what has no probability are huge."""
+    head, hidden, _ = quarters
+    far = head_divergence(1e4 * hidden, -1e4 * hidden, head, kind="js")
+    assert far.tolist() == pytest.approx([log(2)] * 2, abs=1e-12)
+    with pytest.raises(ValueError, match="write kl or js"):
+        head_divergence(hidden, hidden, head, kind="hellinger")
+
+
+@CHUNKS
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_equals_the_plain_formula(monkeypatch, elements, bias, temperature):
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    head, hidden, ids = make(bias)
+    leaves = [hidden, *head.parameters()]
+    values, expected = head_logprobs_and_entropy(hidden, head, ids, temperature), dense(hidden, head, ids, temperature)
+    assert_near(values, expected, EXACT)
+    assert_near(gradients(values, *leaves), gradients(expected, *leaves), EXACT)
+
+    alone = head_logprobs(hidden, head, ids, temperature)
+    assert_near([alone], expected[:1], EXACT)
+    assert_near(gradients([alone], *leaves), gradients(expected[:1], *leaves), EXACT)
+
+
+@CHUNKS
+@pytest.mark.parametrize("kind", ["kl", "js"])
+def test_divergence_equals_the_plain_formula(monkeypatch, elements, kind):
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    head, hidden, _ = make()
+    other = random(N, WIDTH, seed=9).requires_grad_()
+    leaves = [hidden, other, *head.parameters()]
+    value = head_divergence(hidden, other, head, 0.7, kind)
+    expected = dense_divergence(hidden, other, head, 0.7, kind)
+    assert_near([value], [expected], EXACT)
+    assert_near(gradients([value], *leaves), gradients([expected], *leaves), EXACT)
+
+
+@CHUNKS
+def test_a_tied_weight_gets_both_gradients(monkeypatch, elements):
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    head, _, ids = make(bias=False)
+
+    def of_weight(function):
+        hidden = nn.functional.embedding(ids.flip(0), head.weight).tanh()
+        return gradients(function(hidden, head, ids, 0.7), head.weight)
+
+    assert_near(of_weight(head_logprobs_and_entropy), of_weight(dense), EXACT)
+
+
+@CHUNKS
+def test_gradcheck(monkeypatch, elements):
+    """Against finite differences."""
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    head, hidden, ids = make()
+
+    def both(hidden, weight, bias):
+        layer = nn.utils.skip_init(nn.Linear, WIDTH, VOCABULARY, dtype=torch.float64)
+        del layer.weight, layer.bias
+        layer.weight, layer.bias = weight, bias
+        return head_logprobs_and_entropy(hidden, layer, ids, 0.7)
+
+    assert torch.autograd.gradcheck(both, (hidden, head.weight, head.bias))
+
+
+@CHUNKS
+def test_float32(monkeypatch, elements):
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    head, hidden, ids = make(dtype=torch.float32)
+    leaves = [hidden, *head.parameters()]
+    values = head_logprobs_and_entropy(hidden, head, ids, 0.7)
+    assert {value.dtype for value in values} == {torch.float32}
+    found = gradients(values, *leaves)
+    head, hidden = head.double(), hidden.detach().double().requires_grad_()
+    leaves = [hidden, *head.parameters()]
+    expected = dense(hidden, head, ids, 0.7)
+    assert_near([value.double() for value in values], expected, SINGLE)
+    assert_near([value.double() for value in found], gradients(expected, *leaves), SINGLE)
+
+
+@CHUNKS
+@pytest.mark.parametrize("how", ["bfloat16 weights", "float32 hidden states", "autocast"])
+def test_bfloat16(monkeypatch, elements, how):
+    """Sums over the vocabulary and over chunks are in float32, gradients come back in the dtype of what they belong to."""
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    weights = torch.float32 if how == "autocast" else torch.bfloat16
+    head, hidden, ids = make(dtype=weights, hidden_dtype=torch.bfloat16 if how == "bfloat16 weights" else torch.float32)
+    leaves = [hidden, *head.parameters()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        values = head_logprobs_and_entropy(hidden, head, ids, 0.7)
+        expected = dense(hidden if how == "autocast" else hidden.bfloat16(), head, ids, 0.7)
+    assert {value.dtype for value in values} == {torch.float32}
+    assert_near(values, expected, ROUNDED)
+    found = gradients(values, *leaves)
+    assert [value.dtype for value in found] == [leaf.dtype for leaf in leaves]
+    assert_near(found, gradients(expected, *leaves), ROUNDED_GRADIENT)
+
+
+def test_rounding_does_not_add_up_over_chunks(monkeypatch):
+    """A thousand chunks of one token: the weight's gradient in bfloat16 is that of float32, rounded once."""
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", 1)
+    head, hidden, ids = make(dtype=torch.bfloat16)
+    hidden, ids = hidden.detach().repeat(150, 1), ids.repeat(150)
+    head_logprobs(hidden, head, ids).sum().backward()
+    wide = nn.Linear(WIDTH, VOCABULARY, dtype=torch.float32)
+    wide.load_state_dict(head.state_dict())
+    dense(hidden.float(), wide, ids, 1.0)[0].sum().backward()
+    for parameter, exact in zip(head.parameters(), wide.parameters(), strict=True):
+        error = (parameter.grad.float() - exact.grad).abs().max() / exact.grad.abs().max()
+        assert error < 0.01  # seen: 0.005, of one rounding; 0.1 where it adds up
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation makes, and whether its backward pass is seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_iter(result) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
+        return result
+
+
+@pytest.mark.parametrize("what", ["logprobs", "entropy", "kl", "js"])
+def test_all_logits_never_exist(monkeypatch, what):
+    """Forward and backward: the largest tensor is a chunk of logits, or a gradient of the weight."""
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", 4 * 1000)
+    tokens, vocabulary = 64, 1000
+    head = nn.Linear(3, vocabulary)
+    hidden, other = (random(tokens, 3, seed=seed, dtype=torch.float32).requires_grad_() for seed in (0, 1))
+    ids = torch.arange(tokens)
+    compute = {
+        "logprobs": lambda: head_logprobs(hidden, head, ids, 0.7),
+        "entropy": lambda: sum(head_logprobs_and_entropy(hidden, head, ids, 0.7)),
+        "kl": lambda: head_divergence(hidden, other, head, 0.7),
+        "js": lambda: head_divergence(hidden, other, head, 0.7, "js"),
+    }[what]
+    with Largest() as forward:
+        value = compute().sum()
+    with Largest() as backward:
+        value.backward()
+    assert forward.elements == 4 * vocabulary  # a chunk was seen, and nothing beyond it
+    assert backward.elements == 4 * vocabulary
+    with Largest() as plain:
+        dense(hidden, head, ids, 0.7)[0].sum().backward()
+    assert plain.elements == tokens * vocabulary  # what the watch would have seen
+
+
+@CHUNKS
+def test_backward_twice(monkeypatch, elements):
+    """What one backward pass keeps for the other is left as it was."""
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    head, hidden, ids = make()
+    total = sum(value.sum() for value in head_logprobs_and_entropy(hidden, head, ids, 0.7))
+    first = torch.autograd.grad(total, [hidden, *head.parameters()], retain_graph=True)
+    second = torch.autograd.grad(total, [hidden, *head.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_what_needs_no_gradient_gets_none():
+    """A frozen output layer, and hidden states without gradient."""
+    head, hidden, ids = make()
+    head.requires_grad_(False)
+    (found,) = torch.autograd.grad(head_logprobs(hidden, head, ids, 0.7).sum(), hidden)
+    (expected,) = torch.autograd.grad(dense(hidden, head, ids, 0.7)[0].sum(), hidden)
+    assert_near([found], [expected], EXACT)
+    head.requires_grad_(True)
+    head_logprobs(hidden.detach(), head, ids).sum().backward()
+    assert hidden.grad is None and head.weight.grad is not None
+    with torch.no_grad():
+        assert not head_logprobs(hidden, head, ids).requires_grad
+
+
+def test_no_tokens():
+    head, hidden, ids = make()
+    logprobs, entropies = head_logprobs_and_entropy(hidden[:0], head, ids[:0])
+    divergences = head_divergence(hidden[:0], hidden[:0], head)
+    assert logprobs.shape == entropies.shape == divergences.shape == (0,)
+    (logprobs.sum() + entropies.sum() + divergences.sum()).backward()
+    assert hidden.grad.shape == hidden.shape and (hidden.grad == 0).all() and (head.weight.grad == 0).all()
