@@ -1,4 +1,4 @@
-"""Rows of a dataset → Sample → Prompt, in an order that a resumed run continues.
+"""Rows of a dataset → Sample → Prompt.
 
 A dataset has three columns: `problem` (text with one `<image>` placeholder an image), `answer` and `images`. What a row
 holds is never trusted: it becomes a `Sample` or is skipped with a reason (`UnusableRow`), and too many skipped rows
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +51,6 @@ class DataError(ValueError):
 
 class TooManyUnusableRows(DataError):
     """So many rows are unusable that the dataset, or a setting, is at fault."""
-
-
-class EndOfData(Exception):
-    """Fewer usable rows are left than were asked for."""
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -378,7 +373,7 @@ def encode(
         return dict(processor(text=[text], images=list(images), return_tensors="pt", **options))
 
     clean = view(sample.images)
-    _check_length(clean["input_ids"].shape[1], max_prompt_length)
+    check_length(clean["input_ids"].shape[1], max_prompt_length)
     if mask is None:
         return Prompt(sample, clean)
 
@@ -399,128 +394,13 @@ def _text_options(text: str, processor: ProcessorMixin) -> dict[str, bool]:
     return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
 
 
-def _check_length(length: int, max_prompt_length: int | None) -> None:
+def check_length(length: int, max_prompt_length: int | None) -> None:
+    """Raises UnusableRow for a prompt of more than `max_prompt_length` tokens."""
     if max_prompt_length is not None and length > max_prompt_length:
         raise UnusableRow(f"prompt too long: {length} tokens, max_prompt_length is {max_prompt_length}")
 
 
-# --- order ------------------------------------------------------------------------------------------------------------
-
-
-class PromptStream:
-    """Prompts in an order that (seed, epoch) alone decides; where it stands is a handful of numbers.
-
-    Every epoch is a new permutation of the rows; unusable ones are skipped. In several processes every rank walks the
-    same global order and encodes its own share of it. Ranks never communicate: each one checks every row (decoding its
-    images, counting its tokens), so that all agree on which are usable, provided that all read the same data.
-
-    `num_epochs` (None: endless) may be fractional. `skipped` maps the id of each unusable row met so far to the reason.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        processor: ProcessorMixin,
-        seed: int,
-        *,
-        prompt_suffix: str = PROMPT_SUFFIX,
-        max_prompt_length: int | None = None,
-        mask: Mask | None = None,
-        num_epochs: float | None = None,
-        max_skipped_share: float = 0.1,
-    ):
-        if len(rows) == 0:
-            raise DataError("the dataset has no rows")
-        self.rows = rows
-        self.processor = processor
-        self.seed = seed
-        self.prompt_suffix = prompt_suffix
-        self.max_prompt_length = max_prompt_length
-        self.mask = mask
-        self.max_skipped_share = max_skipped_share
-        self.end = None if num_epochs is None else round(num_epochs * len(rows))
-        self.cursor = 0  # rows passed, all epochs together
-        self.skipped: dict[str, str] = {}
-        self._forbidden = special_tokens(processor)
-        self._order: tuple[int, list[int]] = (-1, [])  # the epoch, its permutation
-
-    def take(self, n: int, rank: int = 0, world_size: int = 1) -> list[Prompt]:
-        """This rank's share of the next `n` usable rows of the global order: every `world_size`-th, from `rank` on.
-
-        Call it on every rank with the same `n`. A call may run from one epoch into the next.
-
-        Raises EndOfData where fewer than `n` are left (the position then stays), TooManyUnusableRows, and ValueError
-        where `n` cannot be shared equally.
-        """
-        if n % world_size:
-            raise ValueError(f"{n} prompts cannot be shared equally by {world_size} processes")
-        cursor = self.cursor
-        chosen: list[tuple[int, int, Sample, int]] = []
-        while len(chosen) < n:
-            if cursor == self.end:
-                raise EndOfData(f"{n} prompts were asked for, {len(chosen)} are left before row {self.end} of the run")
-            epoch, position = divmod(cursor, len(self.rows))
-            index = self._permutation(epoch)[position]
-            row = self.rows[index]
-            cursor += 1
-            try:
-                sample = check_row(row, self.rows.root, self._forbidden)
-                length = prompt_length(sample, self.processor, self.prompt_suffix)
-                _check_length(length, self.max_prompt_length)
-                chosen.append((epoch, index, sample, length))
-            except UnusableRow as error:
-                self.skipped[str(row["id"])] = error.reason
-            self._check_share(seen=min(cursor, len(self.rows)))
-        prompts = [self._encode(*choice) for choice in chosen[rank::world_size]]
-        self.cursor = cursor
-        return prompts
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, as JSON: the same on every rank."""
-        return {"seed": self.seed, "rows": len(self.rows), "cursor": self.cursor, "skipped": dict(self.skipped)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken. Raises DataError where the seed or the number of rows is another."""
-        for name, value in (("seed", self.seed), ("rows", len(self.rows))):
-            if state[name] != value:
-                raise DataError(
-                    f"the run to resume had {name} = {state[name]}, this one has {value}: the order of prompts "
-                    "would be another. Resume with the same data and seed, or start a new run."
-                )
-        self.cursor = state["cursor"]
-        self.skipped = dict(state["skipped"])
-
-    def _permutation(self, epoch: int) -> list[int]:
-        if self._order[0] != epoch:
-            generator = derived_generator(self.seed, "order", epoch)
-            self._order = epoch, torch.randperm(len(self.rows), generator=generator).tolist()
-        return self._order[1]
-
-    def _encode(self, epoch: int, index: int, sample: Sample, length: int) -> Prompt:
-        generator = derived_generator(self.seed, "mask", epoch, index)
-        prompt = encode(sample, self.processor, self.prompt_suffix, mask=self.mask, generator=generator)
-        if prompt.length != length:  # ranks would disagree on which prompts are too long
-            raise RuntimeError(
-                f"row {sample.id}: {length} tokens foreseen, {type(self.processor).__name__} made {prompt.length}: "
-                "`prompt_length` does not know how it counts image tokens"
-            )
-        return prompt
-
-    def _check_share(self, seen: int) -> None:
-        skipped, rows = len(self.skipped), len(self.rows)
-        if seen < min(20, rows) or (skipped <= self.max_skipped_share * seen and skipped < rows):
-            return
-        kinds = Counter(reason.partition(":")[0] for reason in self.skipped.values())
-        lines = []
-        for kind, count in kinds.most_common(5):
-            name, reason = next(item for item in self.skipped.items() if item[1].partition(":")[0] == kind)
-            lines.append(f"  {count} × {kind} (row {name}: {reason})")
-        raise TooManyUnusableRows(
-            f"{skipped} of the first {seen} rows cannot be used (max_skipped_share is {self.max_skipped_share}):\n"
-            + "\n".join(lines)
-            + "\nRepair or filter these rows; or name other columns (problem_column, answer_column, images_column), "
-            "raise max_prompt_length, or raise max_skipped_share to train on the rest."
-        )
+# --- a whole dataset ---------------------------------------------------------------------------------------------------
 
 
 def describe(

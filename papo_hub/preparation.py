@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from papo_hub.batch import Prompt
 from papo_hub.config import ConfigError, TrainConfig
-from papo_hub.data import PROMPT_SUFFIX, PromptStream, Rows, encode_all, load_rows
+from papo_hub.data import PROMPT_SUFFIX, Rows, encode_all, load_rows
 from papo_hub.digits import DigitRows
 from papo_hub.masking import RandomPatchMask
 from papo_hub.modeling import load_processor
 from papo_hub.plugins import PerceptionPlugin
+from papo_hub.stream import PromptStream
 from papo_hub.tracking import provenance
 
 
@@ -68,6 +69,7 @@ def prompt_stream(rows: Rows, processor: Any, config: TrainConfig, perception: P
         max_prompt_length=config.max_prompt_length,
         mask=perception.mask,
         max_skipped_share=config.max_skipped_share,
+        num_workers=config.dataloader_num_workers,
     )
 
 

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "papo_hub"
 
 LAYERS = {
-    0: "version resources config batch images masking randomness rewards grading objectives metrics",
+    0: "version resources config batch images masking randomness rewards grading workers objectives metrics",
     1: "modeling",
-    2: "data digits logprobs shared_prefix rollout",
+    2: "data stream digits head logprobs prefix_attention shared_prefix rollout",
     3: "experience trainer preparation dry_run warmup report card figures checkpoint tracking guard plugins evaluation",
     4: "hub",
     5: "cli",

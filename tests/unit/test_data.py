@@ -4,7 +4,6 @@ import io
 import json
 import os
 import random
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from papo_hub.batch import Sample
 from papo_hub.data import (
     PROMPT_SUFFIX,
-    EndOfData,
-    PromptStream,
     Rows,
-    TooManyUnusableRows,
     UnusableRow,
     check_row,
     describe,
@@ -506,163 +502,12 @@ def test_no_chat_template_is_said(processor):
         encode(check_row(row()), bare)
 
 
-# --- order ------------------------------------------------------------------------------------------------------------
+# --- a whole dataset ---------------------------------------------------------------------------------------------------
 
 
 def numbered(count, bad=()):
     """Rows whose id is their index; those in `bad` have no answer."""
     return Rows([row(answer=None if i in bad else str(i), images=[picture(28, 28)]) for i in range(count)])
-
-
-def ids(prompts):
-    return [int(prompt.sample.id) for prompt in prompts]
-
-
-def make_stream(processor, rows=None, seed=0, **options):
-    return PromptStream(numbered(10) if rows is None else rows, processor, seed, prompt_suffix="", **options)
-
-
-def test_every_epoch_is_a_new_permutation(processor):
-    stream = make_stream(processor)
-    epochs = [ids(stream.take(10)) for _ in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert ids(make_stream(processor).take(10)) == epochs[0]
-    assert ids(make_stream(processor, seed=1).take(10)) != epochs[0]
-
-
-def test_masks_belong_to_seed_epoch_and_row(processor):
-    one_row = Rows([row(images=[picture(140, 140)])])
-
-    def masks(**options):
-        stream = make_stream(processor, one_row, mask=MASK, **options)
-        return [prompt.masked_images[0].tobytes() for prompt in stream.take(2)]
-
-    assert masks() == masks()
-    assert len({*masks(), *masks(seed=1)}) == 4
-    expected = MASK(picture(140, 140), derived_generator(0, "mask", 1, 0))
-    assert masks()[1] == expected.tobytes()
-
-
-@pytest.mark.parametrize("first", [0, 3, 7, 12])
-def test_a_resumed_stream_continues_exactly(processor, first):
-    rows = numbered(10, bad={4})
-    options = {"mask": MASK, "max_skipped_share": 0.5}
-    through, before, resumed = (make_stream(processor, rows, seed=5, **options) for _ in range(3))
-    through.take(first)
-    before.take(first)
-    state = json.loads(json.dumps(before.state_dict()))
-    resumed.load_state_dict(state)
-    expected, got = through.take(11), resumed.take(11)
-    assert ids(expected) == ids(got)
-    assert all(a.masked_images[0].tobytes() == b.masked_images[0].tobytes() for a, b in zip(expected, got, strict=True))
-    assert through.state_dict() == resumed.state_dict()
-    assert resumed.skipped == {"4": "empty answer"}
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_share_one_global_order(processor, world_size):
-    rows = numbered(10, bad={2, 5})
-    whole = make_stream(processor, rows, max_skipped_share=0.5)
-    ranks = [make_stream(processor, rows, max_skipped_share=0.5) for _ in range(world_size)]
-    for _ in range(3):
-        expected = ids(whole.take(6))
-        shares = [ids(stream.take(6, rank, world_size)) for rank, stream in enumerate(ranks)]
-        assert {len(share) for share in shares} == {6 // world_size}
-        for rank, share in enumerate(shares):
-            assert share == expected[rank::world_size]
-        assert all(stream.state_dict() == whole.state_dict() for stream in ranks)
-    with pytest.raises(ValueError, match="7 prompts cannot be shared equally by 2"):
-        whole.take(7, 0, 2)
-
-
-def test_all_ranks_skip_a_prompt_that_is_too_long(processor):
-    rows = numbered(10)
-    rows.table[3]["problem"] = "<image>" + "x" * 100
-    limit = prompt_length(check_row(rows[0]), processor, "") + 5
-    ranks = [make_stream(processor, rows, max_prompt_length=limit) for _ in range(2)]
-    shares = [ids(stream.take(8, rank, 2)) for rank, stream in enumerate(ranks)]
-    assert len({*shares[0], *shares[1]} - {3}) == 8
-    for stream in ranks:
-        stream.take(2)  # past the end of the epoch: every row was met
-        assert list(stream.skipped) == ["3"] and stream.skipped["3"].startswith("prompt too long")
-
-
-def test_epochs_end(processor):
-    stream = make_stream(processor, num_epochs=1.5)
-    assert len(stream.take(12)) == 12
-    before = stream.state_dict()
-    with pytest.raises(EndOfData, match="4 prompts were asked for, 3 are left"):
-        stream.take(4)
-    assert stream.state_dict() == before
-    assert len(stream.take(3)) == 3
-    with pytest.raises(EndOfData):
-        stream.take(1)
-
-
-def test_too_many_unusable_rows_stop_the_run(processor):
-    rows = numbered(100, bad=set(range(15)))
-    rows.table[20]["images"] = []
-    with pytest.raises(TooManyUnusableRows) as caught:
-        make_stream(processor, rows).take(80)
-    message = str(caught.value)
-    assert "× empty answer (row " in message and "max_skipped_share is 0.1" in message and "answer_column" in message
-    stream = make_stream(processor, rows, max_skipped_share=0.16)
-    with pytest.raises(TooManyUnusableRows):  # a stretch of the order holds more than the 16 % of the whole
-        for _ in range(20):
-            stream.take(20)
-    stream = make_stream(processor, rows, max_skipped_share=0.3)
-    stream.take(100)
-    assert Counter(stream.skipped.values()) == {"empty answer": 15, "no image": 1}
-
-
-def test_the_share_is_judged_after_twenty_rows_or_an_epoch(processor):
-    order = ids(make_stream(processor, numbered(40)).take(20))
-    early = numbered(40, bad=set(order[:2]))  # 2 of 20: just the share
-    assert ids(make_stream(processor, early).take(18)) == order[2:]
-    late = numbered(40, bad=set(order[:3]))
-    assert len(make_stream(processor, late).take(16)) == 16  # row 19
-    with pytest.raises(TooManyUnusableRows, match="3 of the first 20 rows"):
-        make_stream(processor, late).take(17)
-    with pytest.raises(TooManyUnusableRows, match="1 of the first 5 rows"):
-        make_stream(processor, numbered(5, bad={1})).take(5)
-
-
-def test_later_epochs_do_not_dilute_the_share(processor):
-    rows = numbered(10, bad={1, 2})
-    patient = make_stream(processor, rows, max_skipped_share=0.2)
-    patient.take(24)  # three epochs
-    strict = make_stream(processor, rows, max_skipped_share=0.19)
-    strict.load_state_dict(patient.state_dict())
-    with pytest.raises(TooManyUnusableRows, match="2 of the first 10 rows"):
-        strict.take(1)
-
-
-def test_nothing_usable_stops_even_where_everything_may_be_skipped(processor):
-    with pytest.raises(TooManyUnusableRows, match="3 of the first 3 rows"):
-        make_stream(processor, numbered(3, bad={0, 1, 2}), max_skipped_share=1.0).take(1)
-
-
-def test_another_dataset_or_seed_is_no_resume(processor):
-    state = make_stream(processor).state_dict()
-    with pytest.raises(ValueError, match="rows = 10, this one has 9"):
-        make_stream(processor, numbered(9)).load_state_dict(state)
-    with pytest.raises(ValueError, match="seed = 0, this one has 1"):
-        make_stream(processor, seed=1).load_state_dict(state)
-    with pytest.raises(ValueError, match="no rows"):
-        make_stream(processor, Rows([]))
-
-
-def test_a_wrong_forecast_of_the_length_is_loud(processor, monkeypatch):
-    monkeypatch.setattr("papo_hub.data.prompt_length", lambda *args: 1)
-    with pytest.raises(RuntimeError, match="1 tokens foreseen"):
-        make_stream(processor).take(1)
-
-
-def test_nothing_draws_from_the_global_state(processor):
-    before = torch.get_rng_state(), random.getstate()
-    make_stream(processor, mask=MASK).take(4)
-    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
 
 
 def test_describe(processor):
@@ -672,21 +517,3 @@ def test_describe(processor):
     length = prompt_length(check_row(row(images=[picture(28, 28)])), processor)
     assert f"row 0: 28×28; {length} tokens; '<image>How many?' → '0'" in text
     assert "tokens" not in describe(numbered(2))
-
-
-# --- real rows --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not VISUAL_QA.exists(), reason="no visual_qa data (PAPO_VISUAL_QA)")
-def test_every_real_row_is_usable(processor):
-    rows = load_rows(VISUAL_QA)
-    assert len(rows) == 236
-    stream = PromptStream(rows, processor, 0, max_prompt_length=4096, mask=MASK, num_epochs=1)
-    seen = []
-    while len(seen) < 236:
-        seen += [prompt.sample for prompt in stream.take(59)]
-    assert stream.skipped == {}
-    assert sorted(int(sample.id) for sample in seen) == list(range(236))
-    assert Counter(sample.tags["source"] for sample in seen)["mathvision"] == 60
-    sides = [side for sample in seen for side in sample.images[0].size]
-    assert (min(sides), max(sides)) == (31, 1265)

@@ -1,0 +1,144 @@
+"""A function that runs in other processes, ahead of need, and whose results and errors are those of a call.
+
+Each process has a connection of its own, served by a thread here that takes every result at once. Results therefore wait
+in this process's ordinary memory: none is lost with a process that is killed, no limit on shared memory or open files
+counts, and the end of a connection, which the kernel never fails to report, is how either side learns of the other's end.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import multiprocessing
+import pickle
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended before its time."""
+
+
+class WorkerPool:
+    """`count` processes that call `function`, each with its own copy of it, in the order of submission.
+
+    `function` is pickled once a process. The processes are forked from a server that has imported the function's module
+    and nothing else ran in (`forkserver`): unlike forks of this process they inherit no threads, locks or CUDA context,
+    and unlike spawned ones they share the memory of the libraries. They compute with one torch thread.
+
+    They end with `close`, with the last reference to the pool, and with this process, however it ends.
+    """
+
+    def __init__(self, function: Callable[..., Any], count: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, function.__module__])
+        self._jobs: SimpleQueue[tuple[Future, tuple] | None] = SimpleQueue()
+        processes: list = []
+        self._end = weakref.finalize(self, _end, self._jobs, processes)
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, function), daemon=True)
+            process.start()
+            theirs.close()  # or it would stay open when the process ends
+            # A daemon, like the process: a program that fails does not wait for what it read ahead.
+            threading.Thread(target=_serve, args=(self._jobs, ours, process, function), daemon=True).start()
+            processes.append(process)
+
+    def submit(self, *arguments: Any) -> Future:
+        """The future result of `function(*arguments)`, or its exception; WorkerDied where the process was lost."""
+        future: Future = Future()
+        self._jobs.put((future, arguments))
+        return future
+
+    def close(self) -> None:
+        """End the processes; calls without a result are cancelled or fail."""
+        self._end()
+
+
+def _serve(jobs: SimpleQueue, connection: Connection, process: Any, function: Callable[..., Any]) -> None:
+    """Thread of the parent: jobs → one process → futures."""
+    with connection:
+        while (job := jobs.get()) is not None:
+            future, arguments = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(_call(connection, process, function, arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def _call(connection: Connection, process: Any, function: Callable[..., Any], arguments: tuple) -> Any:
+    try:
+        connection.send(arguments)
+        done, result = connection.recv()
+    except (EOFError, OSError):
+        raise WorkerDied(_obituary(process)) from None
+    if not done:
+        result = function(*arguments)  # fails here as there, with the error that no pickling has touched
+        logger.warning("a worker failed at %s where the process itself did not", arguments)
+    return result
+
+
+def _obituary(process: Any) -> str:
+    process.join(5)  # its connection is closed: it has ended, or is about to
+    code = process.exitcode
+    if code is not None and code < 0:
+        cause = f"was ended by {signal.Signals(-code).name}; the kernel does so where memory runs out"
+    else:
+        cause = f"ended with exit code {code}; its own message is above"
+    return (
+        f"worker process {process.pid} {cause}. Resume from the last checkpoint with fewer dataloader_num_workers; "
+        "with 0 the training process does their work."
+    )
+
+
+def _end(jobs: SimpleQueue, processes: list) -> None:
+    with suppress(Empty):
+        while True:
+            jobs.get_nowait()[0].cancel()
+    for process in processes:
+        process.terminate()
+        jobs.put(None)
+    for process in processes:
+        process.join()
+
+
+def _work(connection: Connection, function: Callable[..., Any]) -> None:
+    """Main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    torch.set_num_threads(1)
+    try:
+        while True:
+            arguments = connection.recv()
+            try:
+                answer = _dumps((True, function(*arguments)))
+            except Exception:
+                answer = _dumps((False, None))
+            connection.send_bytes(answer)
+    except (EOFError, OSError):  # the parent has ended
+        return
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors as their bytes, where torch would write an archive or open shared memory."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def _dumps(value: Any) -> memoryview:
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=5).dump(value)
+    return buffer.getbuffer()
