@@ -1,6 +1,6 @@
 """The shared prefix in one picture, drawn from the layout that the code itself makes.
 
-    python -m benchmarks.idea docs/shared_prefix.png
+python -m benchmarks.idea docs/shared_prefix.png
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ def visible() -> np.ndarray:
     packing = Packing([IMAGE_TOKENS + TEXT_TOKENS], [list(LENGTHS)])
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
-        torch.randn(packing.length, 1, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
+        torch.randn(packing.length, 1, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        for _ in range(3)
     )
     output = packing.joined(query, key, value, 0.5)
-    rows = [torch.autograd.grad(output[i].sum(), value, retain_graph=True)[0].abs().sum((1, 2)) for i in range(len(output))]
+    rows = [
+        torch.autograd.grad(output[i].sum(), value, retain_graph=True)[0].abs().sum((1, 2)) for i in range(len(output))
+    ]
     return (torch.stack(rows) > 0).numpy()
 
 
@@ -57,7 +60,12 @@ def draw(path: str) -> None:
     left.text(0, -5.4, f"one packed row: {shared} tokens", color=INK, fontsize=12, weight="bold", va="bottom")
     strip(left, 0, -6.6, prompt + list(zip(LENGTHS, COMPLETIONS, strict=True)))
     x = 0
-    for label, color in (("image", IMAGE), ("text of the prompt", PROMPT), ("completions", COMPLETIONS[0]), ("padding", PAD)):
+    for label, color in (
+        ("image", IMAGE),
+        ("text of the prompt", PROMPT),
+        ("completions", COMPLETIONS[0]),
+        ("padding", PAD),
+    ):
         left.add_patch(Rectangle((x, -8.6), 0.86, 0.8, color=color, linewidth=0))
         left.text(x + 1.3, -8.2, label, color=MUTED, fontsize=10, va="center")
         x += 3.5 + 0.78 * len(label)

@@ -140,8 +140,17 @@ def _guarded(run) -> int:
     from papo_hub.data import DataError
     from papo_hub.experience import SamplingExhausted
     from papo_hub.trainer import TrainingDiverged
+    from papo_hub.workers import WorkerDied
 
-    mendable = (ConfigError, DataError, CheckpointError, FileNotFoundError, SamplingExhausted, TrainingDiverged)
+    mendable = (
+        ConfigError,
+        DataError,
+        CheckpointError,
+        FileNotFoundError,
+        SamplingExhausted,
+        TrainingDiverged,
+        WorkerDied,
+    )
     try:
         run()
     except mendable as error:

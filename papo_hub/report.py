@@ -66,7 +66,9 @@ def most_dependent(model: torch.nn.Module, processor: Any, prompts: list[Prompt]
     engine = TransformersEngine(model, processor.tokenizer, config.rollout_batch_size)
     generator = derived_generator(config.seed, "example")  # greedy decoding draws nothing from it
     completions = engine.generate(prompts, 1, Sampling(0, 1.0, config.max_completion_length), generator)
-    dependence, mask = visual_dependence(model, prompts, completions, 1, config.temperature, config.max_tokens_per_micro_batch)
+    dependence, mask = visual_dependence(
+        model, prompts, completions, 1, config.temperature, config.max_tokens_per_micro_batch
+    )
     chosen = int((dependence.sum(-1) / mask.sum(-1).clamp(min=1)).argmax())
     prompt, completion = prompts[chosen], completions[chosen]
     question = " ".join(prompt.sample.problem.replace(PLACEHOLDER, " ").split())

@@ -37,8 +37,8 @@ from papo_hub.preparation import (
     training_rows,
     write_provenance,
 )
-from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.report import export_model, finish_run
+from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.tracking import RunLog, trackers
 
 OPTIONAL = ("perception_kl", "masked_entropy", "reference_kl")  # what an algorithm may do without
@@ -179,6 +179,7 @@ def train(config: TrainConfig) -> Path:
         accelerator.wait_for_everyone()
 
     log.close()
+    stream.close()  # what it read ahead gives its memory back
     if eval_prompts:
         evaluate(run, "after", engine, policy, eval_prompts, accelerator, config)
     if accelerator.is_main_process:
@@ -236,7 +237,14 @@ def evaluate(run: Path, when: str, engine, policy, prompts: list[Prompt], accele
     """Measure the policy and add the result to evaluation.json. Runs on every rank."""
     sampling = accelerator.rollout_plugin.sampling
     rows = measure(
-        engine, policy, prompts, config.eval_samples, sampling, config.seed, accelerator, config.max_tokens_per_micro_batch
+        engine,
+        policy,
+        prompts,
+        config.eval_samples,
+        sampling,
+        config.seed,
+        accelerator,
+        config.max_tokens_per_micro_batch,
     )
     if accelerator.is_main_process:
         file = run / "evaluation.json"

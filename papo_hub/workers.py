@@ -37,6 +37,8 @@ class WorkerPool:
     and nothing else ran in (`forkserver`): unlike forks of this process they inherit no threads, locks or CUDA context,
     and unlike spawned ones they share the memory of the libraries. They compute with one torch thread.
 
+    (torch's DataLoader, which was tried, waits for ever where a worker is killed while it writes to the shared queue.)
+
     They end with `close`, with the last reference to the pool, and with this process, however it ends.
     """
 
