@@ -157,7 +157,8 @@ def prompt_positions(core: nn.Module, prompt: dict[str, Tensor]) -> tuple[Tensor
     known = _positions.setdefault(core, {})
     key = (types.numpy().tobytes(), grids.numpy().tobytes())
     if key not in known:
-        positions, _ = core.get_rope_index(_without_padding(prompt, "input_ids"), types, image_grid_thw=grids)
+        with torch.inference_mode(False):  # or what is kept here could not be used in training
+            positions, _ = core.get_rope_index(_without_padding(prompt, "input_ids"), types, image_grid_thw=grids)
         known[key] = positions, int(positions.max()) + 1
     return known[key]
 
@@ -175,22 +176,14 @@ def run_inside(model: nn.Module, function: Callable[[PreTrainedModel, dict], Ten
     weights and reduces gradients around it."""
     outer = _unwrapped(model)
     replaced = vars(outer).get("forward")  # accelerate may have put its own there
-
-    def restore() -> None:
-        if replaced is None:
-            vars(outer).pop("forward", None)
-        else:
-            outer.forward = replaced
-
-    def forward(**inputs: Any) -> Tensor:
-        restore()
-        return function(bare(outer), inputs)
-
-    outer.forward = forward
+    outer.forward = lambda **inputs: function(bare(outer), inputs)
     try:
         return model(**inputs)
     finally:
-        restore()
+        if replaced is None:
+            del outer.forward
+        else:
+            outer.forward = replaced
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -12,6 +12,7 @@ from papo_hub.logprobs import padded_logprobs
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import Sampling, TransformersEngine, decoding
 from papo_hub.rollout.decoding import RepeatedCacheDecoder, SharedPrefixDecoder, start_decoding
+from papo_hub.shared_prefix import prompt_positions, shared_prefix_logprobs
 
 EXACT = 1e-11  # float64; seen: 4e-15
 SINGLE = 4e-5  # float32; seen: 1.2e-5, of logits around 10
@@ -135,6 +136,18 @@ def test_bfloat16(qwen, autocast):
         )
 
 
+def test_what_decoding_leaves_behind_serves_in_training():
+    """Positions are remembered from the rollout on; nothing remembered may be closed to autograd."""
+    backbone = built("qwen2_5_vl")
+    engine = TransformersEngine(backbone.model, tokenizer())
+    completions = engine.generate(prompts_of(backbone), 2, Sampling(max_completion_length=3), torch.Generator())
+    ids, mask = pad_completions(completions, 0)
+    shared_prefix_logprobs(backbone.model, [p for p in backbone.prompts for _ in range(2)], ids, mask).sum().backward()
+    assert backbone.model.lm_head.weight.grad.abs().max() > 0
+    core = backbone.model.model
+    assert not any(prompt_positions(core, prompt)[0].is_inference() for prompt in backbone.prompts)
+
+
 # --- no work for what has ended, and no copy of a prompt ---------------------------------------------------------------------
 
 
@@ -216,6 +229,7 @@ def test_prompts_of_unlike_lengths_do_not_mix(qwen):
     groups = decoder.memory.groups
     assert sorted(rank for group in groups for rank in group.ranks) == list(range(6)) and len(groups) == 2
     assert all(group.bias is not None for group in groups)
+    assert all(block.is_view for block in decoder.memory.blocks)  # of prompts side by side, their queries are no copy
     alone = [start_decoding(qwen.model, [prompt], 3) for prompt in prompts]
     tokens = torch.arange(18) + 65
     for rows in (None, [0, 2, 3, 4, 5, 9, 10, 15]):

@@ -209,7 +209,7 @@ def test_rounding_does_not_add_up_over_chunks(monkeypatch):
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that an operation makes, and whether its backward pass is seen."""
+    """The number of elements of the largest tensor that an operation returns."""
 
     def __init__(self):
         super().__init__()
@@ -224,7 +224,8 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("what", ["logprobs", "entropy", "kl", "js"])
 def test_all_logits_never_exist(monkeypatch, what):
-    """Forward and backward: the largest tensor is a chunk of logits, or a gradient of the weight."""
+    """Forward and backward, at once or bit by bit: the largest tensor is a chunk of logits, and what is kept from one pass
+    for the other is little more than hidden states and weight."""
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", 4 * 1000)
     tokens, vocabulary = 64, 1000
     head = nn.Linear(3, vocabulary)
@@ -236,12 +237,17 @@ def test_all_logits_never_exist(monkeypatch, what):
         "kl": lambda: head_divergence(hidden, other, head, 0.7),
         "js": lambda: head_divergence(hidden, other, head, 0.7, "js"),
     }[what]
-    with Largest() as forward:
+    kept = []
+    with (
+        Largest() as forward,
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t),
+    ):
         value = compute().sum()
     with Largest() as backward:
         value.backward()
     assert forward.elements == 4 * vocabulary  # a chunk was seen, and nothing beyond it
     assert backward.elements == 4 * vocabulary
+    assert sum(kept) < 2 * head.weight.numel()
     with Largest() as plain:
         dense(hidden, head, ids, 0.7)[0].sum().backward()
     assert plain.elements == tokens * vocabulary  # what the watch would have seen

@@ -118,6 +118,19 @@ def test_equals_dense_attention(way, lengths, heads):
         torch.testing.assert_close(value, other, rtol=0, atol=EXACT)
 
 
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(packings())
+@example(UNEQUAL)
+def test_little_is_padded(lengths):
+    """What follows a prompt is computed together with what follows others of its length, unless that is mostly padding."""
+    for run in Packing(*lengths).runs:
+        spans = [span for block, _ in run.completions for span in block.spans]
+        padded = sum(block.n * block.length for block, _ in run.completions)
+        assert padded <= 1.25 * sum(span.length for span in spans) + 64
+    (run,) = Packing(*EVEN).runs
+    assert len(run.completions) == len(run.own) == 1 and run.completions[0][0].is_view and run.own[0][0].is_view
+
+
 def test_dense_attention_by_hand():
     """A prompt of two tokens with two completions of one, scores 0 but for a last key: values 1, 2, 4, 8."""
     query = torch.ones(4, 1, 1)

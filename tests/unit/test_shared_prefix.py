@@ -281,19 +281,20 @@ def test_positions_are_three_dimensional_only_where_the_processor_says_so(qwen):
 
 @torch.no_grad()
 def test_prompts_of_one_length_keep_their_own_positions(qwen):
-    """Positions are remembered by where images lie and how large they are: a wide image is not a high one, and two
-    prompts of as many tokens, one without images, share nothing."""
+    """Positions are remembered by where images lie and how large they are: a wide image is not a high one, an image that
+    comes a token later is another, and a prompt of as many tokens may have none."""
     wide = qwen.prompts[0]
     grid = wide["image_grid_thw"]
     high = wide | {"image_grid_thw": grid[:, [0, 2, 1]]}
     text = {name: wide[name] for name in ("attention_mask", "mm_token_type_ids")}
     text |= {"input_ids": torch.full_like(wide["input_ids"], 70), "mm_token_type_ids": 0 * wide["mm_token_type_ids"]}
-    ids, mask = completions((4, 4, 4))
-    ids = ids[:1].expand(3, -1)
-    for prompts in ([wide, high, text], [text, high, wide]):
+    late = wide | {name: wide[name].roll(1) for name in ("input_ids", "mm_token_type_ids")}
+    ids, mask = completions((4, 4, 4, 4))
+    ids = ids[:1].expand(4, -1)
+    for prompts in ([wide, high, text, late], [late, text, high, wide]):
         values = shared_prefix_logprobs(qwen.model, prompts, ids, mask)
         assert (values - padded_logprobs(qwen.model, prompts, ids, mask)).abs().max() < TOLERANCE
-    assert (values[1] - values[2]).abs().max() > 1e-3
+    assert (values[2] - values[3]).abs().max() > 1e-3
 
 
 # --- what it costs --------------------------------------------------------------------------------------------------------
