@@ -32,4 +32,4 @@ benchmarks/.venv/installed: constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv benchmarks/.venv runs build *.egg-info

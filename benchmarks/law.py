@@ -17,8 +17,9 @@ WINDOW_PATCHES = (112 // 14) ** 2  # what a patch attends to in a windowed block
 
 # Forward passes in a part, a backward pass as two: TRL's step is rollout 1, reference 1, masked 3, clean 3; frozen, the
 # masked view needs one. By FLOPs, generating a token with a cache costs what it costs in a pass over the whole.
-PASSES = {"rollout": 1, "score": 1, "update": 3, "step live": 8, "step frozen": 6}
-PEER_PASSES = PASSES | {"step frozen": 8}  # its masked view is always live
+PASSES = {"rollout": 1, "score": 1, "update": 3, "step live": 8, "step frozen": 6, "step as it comes": 6}
+# Its masked view is always live; activation checkpointing computes both forward passes once more.
+PEER_PASSES = PASSES | {"step frozen": 8, "step as it comes": 10}
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,11 @@ class Side:
 
         return run
 
-    def step(self, shape: Shape, masked: str) -> Callable[[], int]:
-        """Generation, reference, both views and the update, as `Trainer.train` calls them; `masked` is always live."""
+    def step(self, shape: Shape, masked: str, checkpointing: bool = False) -> Callable[[], int]:
+        """Generation, reference, both views and the update, as `Trainer.train` calls them; `masked` is always live.
+
+        `checkpointing`: with activation checkpointing, which is TRL's default.
+        """
         if masked != "live":
             raise ValueError("TRL computes the masked view with gradient at every update: it has no frozen one")
         trainer = self._trainer(shape)
@@ -145,7 +148,10 @@ class Side:
         rows = next(iter(trainer.get_train_dataloader()))
 
         def run() -> int:
+            if checkpointing:
+                self.policy.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
             trainer.training_step(self.policy, rows, None)
+            self.policy.gradient_checkpointing_disable()
             trainer.accelerator.clip_grad_norm_(self.policy.parameters(), trainer.args.max_grad_norm)
             optimizer.step()
             self.policy.zero_grad()

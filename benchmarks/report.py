@@ -22,13 +22,14 @@ from matplotlib import pyplot as plt
 from benchmarks.law import QWEN_3B, QWEN_7B, Architecture, pass_tokens, ratio, vision_share
 from benchmarks.work import Shape
 
-# row of the tables → part in results.json, our column there
+# row of the tables → part in results.json, our column there and TRL's
 ROWS = {
-    "rollout": ("rollout", "ours"),
-    "score": ("score", "ours"),
-    "update": ("update", "ours"),
-    "step live": ("step", "ours"),
-    "step frozen": ("step", "ours frozen"),
+    "rollout": ("rollout", "ours", "peer"),
+    "score": ("score", "ours", "peer"),
+    "update": ("update", "ours", "peer"),
+    "step live": ("step", "ours", "peer"),
+    "step frozen": ("step", "ours frozen", "peer"),
+    "step as it comes": ("step", "ours frozen", "peer checkpointing"),
 }
 MEANING = {
     "rollout": "rollout: G completions of T tokens",
@@ -36,6 +37,7 @@ MEANING = {
     "update": "update: forward and backward pass of one view",
     "step live": "whole step, masked view live (as TRL)",
     "step frozen": "whole step, masked view frozen (as the paper's code)",
+    "step as it comes": "the same, TRL as it comes (activation checkpointing)",
 }
 OURS, PEER = "tab:blue", "tab:orange"
 
@@ -67,8 +69,8 @@ class Comparison:
 def comparisons(results: dict[str, Any]) -> list[Comparison]:
     """All that results.json has, in the order of ROWS."""
     return [
-        Comparison(row, Shape(**t["shape"]), t["threads"], t["seconds"][column], t["seconds"]["peer"])
-        for row, (part, column) in ROWS.items()
+        Comparison(row, Shape(**t["shape"]), t["threads"], t["seconds"][ours], t["seconds"][peer])
+        for row, (part, ours, peer) in ROWS.items()
         for t in results["timings"]
         if t["part"] == part
     ]

@@ -36,11 +36,20 @@ PARTS: dict[str, tuple[str, dict[str, dict[str, Any]], dict[str, Any]]] = {
     "rollout": ("rollout", {"ours": {}, "peer": {}}, {"greedy": True}),
     "score": ("logprobs", {"ours": {"train": False}, "peer": {"train": False}}, {"view": "masked"}),
     "update": ("logprobs", {"ours": {"train": True}, "peer": {"train": True}}, {"positions": "1d"}),
-    "step": ("step", {"ours": {"masked": "live"}, "ours frozen": {"masked": "frozen"}, "peer": {"masked": "live"}}, {}),
+    "step": (
+        "step",
+        {
+            "ours": {"masked": "live"},
+            "ours frozen": {"masked": "frozen"},
+            "peer": {"masked": "live"},
+            "peer checkpointing": {"masked": "live", "checkpointing": True},
+        },
+        {},
+    ),
 }
 CONDITIONS = [
-    "float32 on the CPU, attention by torch's scaled_dot_product_attention, no dropout, no activation checkpointing "
-    "(TRL has it on by default: it would be slower), all completions of a group in one batch.",
+    "float32 on the CPU, attention by torch's scaled_dot_product_attention, no dropout, all completions of a group in one "
+    "batch. No activation checkpointing on either side; the row 'TRL as it comes' has TRL's default, which is on.",
     "TRL's loss leaves out mm_token_type_ids, so its update runs with one-dimensional positions; ours is timed with the "
     "model's own, three-dimensional ones. Both sides are compared with one-dimensional positions (update, clean image), "
     "and with the model's own (score, masked image), which TRL's reference pass uses.",

@@ -85,7 +85,8 @@ def warm_up(config: WarmupConfig) -> Path:
         prompts, targets = zip(*(examples[i] for i in chosen[rank::world]), strict=True)
         ids, mask = pad_completions(list(targets), processor.tokenizer.pad_token_id or 0)
         with syncing(accelerator, policy, last=True):
-            logprobs = shared_prefix_logprobs(policy, [prompt.clean for prompt in prompts], ids, mask)
+            with accelerator.autocast():
+                logprobs = shared_prefix_logprobs(policy, [prompt.clean for prompt in prompts], ids, mask)
             loss = reduce.token_mean(-logprobs, mask.to(logprobs.device), global_counts(accelerator, mask).tokens)
             accelerator.backward(loss * world)
         accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from papo_hub.batch import Completion, Prompt
 from papo_hub.logprobs import selected_logprobs
@@ -43,7 +43,7 @@ class TransformersEngine:
         self.stop_ids = sorted(stop_token_ids(model, tokenizer))
         self.suppressed = sorted(image_token_ids(model.config))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         prompts: list[Prompt],
@@ -75,8 +75,9 @@ class TransformersEngine:
         device = next(self.model.parameters()).device
         decoder = start_decoding(self.model, rows, num_generations)
         count = len(rows) * num_generations
-        process = self._processors(sampling, device)
-        stop_ids = torch.tensor(self.stop_ids, dtype=torch.long, device=device)
+        process = self._processors(sampling)
+        never = torch.tensor(self.suppressed, dtype=torch.long, device=device)
+        not_yet = torch.tensor(self.suppressed + self.stop_ids, dtype=torch.long, device=device)
         ids: list[list[int]] = [[] for _ in range(count)]
         finished = [False] * count
         wide = torch.promote_types(decoder.logits.dtype, torch.float32)
@@ -84,12 +85,9 @@ class TransformersEngine:
         active, index = list(range(count)), torch.arange(count, device=device)
         for step in range(sampling.max_completion_length):
             logits = decoder.logits.to(wide)
-            scores = logits if step >= sampling.min_completion_length else logits.index_fill(1, stop_ids, -torch.inf)
-            scores = process(None, scores)  # last: top-p chooses among what may come
-            if sampling.temperature == 0:
-                tokens = scores.argmax(-1)
-            else:
-                tokens = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+            excluded = not_yet if step < sampling.min_completion_length else never
+            scores = process(None, logits.index_fill(1, excluded, -torch.inf))  # top-p chooses among what may come
+            tokens = scores.argmax(-1) if sampling.temperature == 0 else draw(scores, generator)
             chosen = selected_logprobs(logits[:, None], tokens[:, None], sampling.temperature or 1.0)
             logprobs[index, step] = chosen[:, 0]
             for row, token in zip(active, tokens.tolist(), strict=True):
@@ -114,15 +112,24 @@ class TransformersEngine:
         """Whether the last token closed a `\\boxed{...}`."""
         return "}" in self.tokenizer.decode(ids[-1:]) and last_boxed(self.tokenizer.decode(ids)) is not None
 
-    def _processors(self, sampling: Sampling, device) -> LogitsProcessorList:
+    def _processors(self, sampling: Sampling) -> LogitsProcessorList:
         process = LogitsProcessorList()
-        if self.suppressed:
-            process.append(SuppressTokensLogitsProcessor(self.suppressed, device=device))
         if sampling.temperature not in (0, 1):
             process.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_p < 1:
             process.append(TopPLogitsWarper(sampling.top_p))
         return process
+
+
+def draw(scores: Tensor, generator: torch.Generator) -> Tensor:
+    """One token of softmax(scores) a row. (A, V) → (A,).
+
+    By the inverse of the distribution function, which takes one random number where torch.multinomial takes V. In
+    float64, in which the sum over a vocabulary loses no token; one of probability 0 is never drawn.
+    """
+    reached = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
+    height = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device, generator=generator)
+    return torch.searchsorted(reached, height * reached[:, -1:], right=True)[:, 0]
 
 
 def stop_token_ids(model: torch.nn.Module, tokenizer) -> set[int]:

@@ -11,6 +11,7 @@ from papo_hub.logprobs import append_completions, padded_logprobs, prompt_inputs
 from papo_hub.modeling.tiny import SPECIAL
 from papo_hub.rollout import Sampling, TransformersEngine
 from papo_hub.rollout.decoding import start_decoding
+from papo_hub.rollout.transformers import draw
 
 VISION_TOKENS = [
     SPECIAL.index(token) for token in ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -170,6 +171,15 @@ def test_vision_tokens_are_never_sampled(model, tiny_processor, tiny_prompts, te
     completions = generate(model, tiny_processor, tiny_prompts, 8, Sampling(temperature, 1.0, 6))
     sampled = {token for ids in ids_of(completions) for token in ids}
     assert sampled and not sampled & set(VISION_TOKENS)
+
+
+def test_draw_at_the_ends_of_the_unit_interval(monkeypatch):
+    """Probabilities 0, 1/4, 0, 3/4, 0: what is impossible is not drawn even by the least and the greatest number there is,
+    and 1/4 falls to the next."""
+    scores = torch.tensor([0, 1 / 4, 0, 3 / 4, 0]).log().expand(5, -1)
+    heights = torch.tensor([0, 0.2499, 0.25, 0.5, 1 - 2**-53], dtype=torch.float64)[:, None]
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: heights)
+    assert draw(scores, torch.Generator()).tolist() == [1, 1, 3, 3, 3]
 
 
 def test_all_randomness_comes_from_the_generator(model, tiny_processor, tiny_prompts):
