@@ -129,13 +129,12 @@ class Block:
     def take(self, row: Tensor) -> Tensor:
         """(N, H, …) → (n, H, L, …), zeros on padding."""
         if self.is_view:
-            batch = row[self.rows]
-        else:
-            tokens, _, padding = self._index
-            batch = row.index_select(0, tokens)
-            if len(padding):
-                batch = batch.index_fill(0, padding, 0) if batch.requires_grad else batch.index_fill_(0, padding, 0)
-        return batch.unflatten(0, (self.n, self.length)).transpose(1, 2)
+            return row[self.rows].view(self.n, self.length, *row.shape[1:]).transpose(1, 2)
+        tokens, _, padding = self._index
+        batch = row.index_select(0, tokens)
+        if len(padding):
+            batch = batch.index_fill(0, padding, 0) if batch.requires_grad else batch.index_fill_(0, padding, 0)
+        return batch.view(self.n, self.length, *row.shape[1:]).transpose(1, 2)
 
     def tokens(self, batch: Tensor) -> Tensor:
         """(n, H, L, …) → its tokens without padding, (·, H, …)."""
@@ -146,7 +145,7 @@ class Block:
         """Write (n, H, L, …) to its places in a row (·, H, …) that begins at token `first`."""
         if self.is_view:
             row = row[self.start - first : self.rows.stop - first]
-            row.unflatten(0, (self.n, self.length)).copy_(batch.transpose(1, 2))
+            row.view(self.n, self.length, *row.shape[1:]).copy_(batch.transpose(1, 2))
         else:
             row.index_copy_(0, self.places - first, self.tokens(batch))
 

@@ -174,23 +174,24 @@ class _Memory:
 
     def attend(self, usual, module, query, key, value, scale):
         """(1, H, A, D), (1, K, A, D) twice → (1, A, H, D)."""
-        query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        completions, heads, width = query.shape
-        shared_heads = key.shape[1]
-        layer = module.layer_idx
+        _, heads, completions, width = query.shape
+        shared_heads, layer, last = key.shape[1], module.layer_idx, self.length - 1
         if layer not in self.own:
             self.own[layer] = tuple(key.new_empty(completions, shared_heads, self.capacity, width) for _ in range(2))
         keys, values = self.own[layer]
-        keys[:, :, self.length - 1], values[:, :, self.length - 1] = key, value
+        keys[:, :, last] = key[0].transpose(0, 1)
+        values[:, :, last] = value[0].transpose(0, 1)
 
         # The r heads that share keys are queries of one batch entry.
-        by_keys = query.reshape(completions, shared_heads, -1, width)
-        own, own_total = attention_and_logsumexp(by_keys, keys[:, :, : self.length], values[:, :, : self.length], scale)
-        output, total = torch.empty_like(query), query.new_empty(completions, heads, dtype=own_total.dtype)
+        row = query[0].transpose(0, 1)
+        own, own_total = attention_and_logsumexp(
+            row.reshape(completions, shared_heads, -1, width), keys[:, :, : last + 1], values[:, :, : last + 1], scale
+        )
+        output, total = torch.empty_like(row), own_total.new_empty(completions, heads)
         for group, block in zip(self.groups, self.blocks, strict=True):
-            batch = block.take(query).unflatten(1, (shared_heads, -1)).flatten(2, 3)  # (P, K, r · completions, D)
+            batch = block.take(row).reshape(block.n, shared_heads, -1, width)  # (P, K, r · completions, D)
             out, lse = attention_and_logsumexp(batch, *group.layers[layer], scale, group.bias)
-            block.put(out.unflatten(2, (-1, block.length)).flatten(1, 2), output)
-            block.put(lse.unflatten(2, (-1, block.length)).flatten(1, 2), total)
-        output, _ = merged(own.reshape_as(query), own_total.reshape_as(total), output, total)
+            block.put(out.reshape(block.n, heads, block.length, width), output)
+            block.put(lse.reshape(block.n, heads, block.length), total)
+        output, _ = merged(own.reshape(row.shape), own_total.reshape(total.shape), output, total)
         return output.unsqueeze(0)
