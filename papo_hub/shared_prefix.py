@@ -109,7 +109,7 @@ def packed_row(
 
     starts = packing.boundary + inner.cumsum(0) - inner
     predicting = starts[:, None] + columns - 1
-    predicting[:, 0] = (lengths.cumsum(0) - 1)[owner]  # the end of the prompt
+    predicting[:, :1] = (lengths.cumsum(0) - 1)[owner, None]  # the first token: the end of the prompt
     places = order[:, None] * mask.shape[1] + columns
     chosen = (tensor[mask].to(device, non_blocking=True) for tensor in (predicting, ids, places))
     return PackedRow(inputs | {"shared_prefix": packing}, *chosen)

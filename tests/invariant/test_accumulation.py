@@ -63,6 +63,7 @@ def test_micro_batches_change_no_gradient(gradient, reduction, masked_logprobs, 
     assert len(lengths) == COMPLETIONS and len(set(lengths)) > 2  # ragged
     for size in (1, 3, 4):  # 8 × 1, 3 + 3 + 2, 2 × 4
         assert difference(gradient(size, **settings), whole) < TOLERANCE
+    assert difference(gradient(None, **settings, max_tokens_per_micro_batch=60), whole) < TOLERANCE
 
 
 @pytest.mark.parametrize("reduction, size", [("token", 2), ("sequence", 3)])
