@@ -9,12 +9,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from papo_hub import config, data, experience, images, logprobs, masking, objectives, plugins, rewards, rollout, trainer
+from papo_hub import (
+    config,
+    data,
+    experience,
+    head,
+    images,
+    logprobs,
+    masking,
+    objectives,
+    plugins,
+    prefix_attention,
+    rewards,
+    rollout,
+    shared_prefix,
+    trainer,
+)
 from papo_hub.batch import Batch, Completion, Prompt
 from papo_hub.config import TrainConfig
 from papo_hub.evaluation import runner
 from papo_hub.objectives import PAPO_G, Counts, Logprobs, Objective, Weights
 from papo_hub.randomness import derived_generator
+from papo_hub.rollout import decoding
 
 ROOT = Path(__file__).parents[1]
 METRIC = re.compile(r"(objective|reward|rollout|tokens|optim|time)/[a-z_]+")
@@ -112,6 +128,7 @@ def test_every_field_of_an_evaluation_is_documented():
 # --- what is named ----------------------------------------------------------------------------------------------------
 
 PLACES = (objectives, config, data, experience, images, logprobs, masking, plugins, rewards, rollout, trainer)
+PLACES += (head, prefix_attention, shared_prefix, decoding)
 OTHERS = {"Prompt": Prompt, "Batch": Batch, "Completion": Completion, "derived_generator": derived_generator}
 FILES = {"metrics.jsonl", "evaluation.json", "skipped_rows.jsonl", "provenance.json"}
 WORDS = {"step", "null"}
@@ -177,6 +194,31 @@ def test_documents_name_only_what_exists(document):
     names = quoted(text(document)) - FIELDS
     assert len(names) > 25
     assert [name for name in sorted(names) if not exists(name)] == []
+
+
+def test_the_speed_document_names_only_what_exists():
+    names = quoted(text("speed.md")) - {"make bench", "python -m benchmarks.idea docs/shared_prefix.png"}
+    names = {name for name in names if not (ROOT / name).exists()} - {"completion_mask", "shared_prefix"}
+    assert len(names) > 8
+    assert [name for name in sorted(names) if not exists(name)] == []
+
+
+def test_the_speed_tables_quote_the_benchmark():
+    """Each ratio of the README's and the document's tables is the one of the committed results."""
+
+    def table(document):
+        lines = [line.strip("| ").split("|") for line in document.splitlines() if re.search(r"\d× \||\| 1/\d", line)]
+        return {re.sub("[:,]", "", first).strip(): [cell.strip() for cell in cells] for first, *cells in lines}
+
+    results = (ROOT / "benchmarks/results/README.md").read_text(encoding="utf-8").split("## 1 thread")[0]
+    for document in (text("speed.md"), (ROOT / "README.md").read_text(encoding="utf-8")):
+        quotes = table(document)
+        same = [
+            name for name, cells in table(results).items() for q in quotes if name.startswith(q) and cells == quotes[q]
+        ]
+        assert len(same) >= 5, same
+        ours = [q for q in quotes if re.match("rollout|score|update forward|whole step|peak", q)]
+        assert len(same) == len(ours), set(ours) - set(same)
 
 
 def test_differences_name_only_what_exists_here():
