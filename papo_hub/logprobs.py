@@ -8,7 +8,7 @@ faster one must agree with. Image features and positions are computed once a pro
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ CHUNK_ELEMENTS = 2**24  # logits turned to float32 at a time: 64 MiB
 
 def padded_logprobs(
     model: torch.nn.Module,
-    prompts: dict[str, Tensor] | list[dict[str, Tensor]],
+    prompts: Mapping[str, Tensor] | list[Mapping[str, Tensor]],
     completion_ids: Tensor,
     completion_mask: Tensor,
     temperature: float = 1.0,
@@ -40,7 +40,7 @@ def padded_logprobs(
     Returns:
         (G, T); 0 on padding. With gradient where autograd is on.
     """
-    if isinstance(prompts, dict):
+    if isinstance(prompts, Mapping):
         prompts = [prompts] * completion_ids.shape[0]
     device = next(model.parameters()).device
     completion_ids, completion_mask = completion_ids.to(device), completion_mask.to(device)

@@ -11,7 +11,7 @@ Equal to `logprobs.padded_logprobs` up to rounding; where a model or an input do
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,7 +32,7 @@ SHOWN_EQUAL = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "ide
 
 def shared_prefix_logprobs(
     model: nn.Module,
-    prompts: dict[str, Tensor] | list[dict[str, Tensor]],
+    prompts: Mapping[str, Tensor] | list[Mapping[str, Tensor]],
     completion_ids: Tensor,
     completion_mask: Tensor,
     temperature: float = 1.0,
@@ -51,7 +51,7 @@ def shared_prefix_logprobs(
     Returns:
         (B, T) on the model's device; 0 on padding. With gradient where autograd is on.
     """
-    if isinstance(prompts, dict):
+    if isinstance(prompts, Mapping):
         prompts = [prompts] * completion_ids.shape[0]
     ids, mask = completion_ids.cpu(), completion_mask.cpu().bool()
     reason = misfit(model)

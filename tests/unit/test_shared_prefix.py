@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, modeling_flash_attention_utils
+from transformers import AttentionInterface, BatchFeature, modeling_flash_attention_utils
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -241,6 +241,25 @@ def test_one_prompt_for_all_is_a_list_of_it(qwen):
         not one.requires_grad
         and (one - padded_logprobs(qwen.model, qwen.prompts[1], ids, mask)).abs().max() < TOLERANCE
     )
+
+
+@torch.no_grad()
+def test_what_a_processor_returns_is_taken_as_it_is(qwen):
+    """A BatchFeature is a mapping and no dict."""
+    prompt = qwen.prompts[1]
+    ids, mask = torch.tensor([[20, 21, 22], [23, 24, 25]]), torch.ones(2, 3, dtype=torch.bool)
+    expected = shared_prefix_logprobs(qwen.model, prompt, ids, mask)
+    feature = BatchFeature(dict(prompt))
+    assert not isinstance(feature, dict)
+    assert torch.equal(shared_prefix_logprobs(qwen.model, feature, ids, mask), expected)
+    assert torch.equal(shared_prefix_logprobs(qwen.model, [feature] * 2, ids, mask), expected)
+    torch.testing.assert_close(padded_logprobs(qwen.model, feature, ids, mask), expected, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_completions_without_any_column(qwen):
+    ids = torch.zeros(2, 0, dtype=torch.long)
+    assert shared_prefix_logprobs(qwen.model, qwen.prompts[0], ids, ids.bool()).shape == (2, 0)
 
 
 @torch.no_grad()
