@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from papo_hub.head import CHUNK_ELEMENTS
+
 # What the processor returns a token; everything else (pixels, grids) is stacked image after image.
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-CHUNK_ELEMENTS = 2**24  # logits turned to float32 at a time: 64 MiB
 
 
 def padded_logprobs(

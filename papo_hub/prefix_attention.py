@@ -191,14 +191,13 @@ class Packing:
         for i, place in enumerate(places):
             if total := sum(span.length for span in self.completions[place]):
                 following.append((Span(self.completions[place][0].start, total), i))
-        longest = max((span.length for span, _ in following), default=0)
-        together = longest * len(following) <= 1.25 * sum(span.length for span, _ in following) + 64
-        groups = ([following] if together else [[pair] for pair in following]) if following else []
+        lengths = [span.length for span, _ in following]
+        # In one batch where padding costs little; a slice must not reach over a prompt without completions.
+        together = len(following) == len(places) and max(lengths) * len(lengths) <= 1.25 * sum(lengths) + 64
         completions = [
-            (Block([span for span, _ in group], self.device), slice(group[0][1], group[-1][1] + 1)) for group in groups
+            (Block([span for span, _ in group], self.device), slice(group[0][1], group[-1][1] + 1))
+            for group in ([following] if together else [[pair] for pair in following])
         ]
-        if together and following and len(following) < len(places):  # a slice must not reach over a prompt without any
-            completions = [(Block([span], self.device), slice(i, i + 1)) for span, i in following]
 
         own = [(span, i) for i, place in enumerate(places) for span in self.completions[place] if span.length]
         blocks = []
@@ -321,8 +320,7 @@ class _Merged(torch.autograd.Function):
         beyond = torch.empty_like(grads[0][first:])
 
         def shares(block: Block, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-            of_queries = [block.take(row) for row in (grad, query, output, total)]
-            grad_out, queries, out, lse = of_queries
+            grad_out, queries, out, lse = (block.take(row) for row in (grad, query, output, total))
             return FLASH_CPU_BACKWARD(grad_out, queries, keys, values, out, lse, 0.0, causal, scale=scale)
 
         for run in packing.runs:

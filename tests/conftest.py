@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from papo_hub.batch import Prompt, Sample
@@ -88,6 +89,14 @@ def fast_config(tiny_model_folder, tmp_path):
         return build(FAST | places | overrides)
 
     return make
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate fixes the precision once a process; a test that needs another than the rest asks for this."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

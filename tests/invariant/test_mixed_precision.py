@@ -2,21 +2,12 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from papo_hub.tracking import read_metrics
 from papo_hub.trainer import train
 
 pytestmark = pytest.mark.usefixtures("without_report", "fresh_accelerate")
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """accelerate fixes the precision once a process; these tests need another than the rest."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_weights_stay_float32_and_all_passes_compute_alike(fast_config, warm_model_folder):

@@ -2,20 +2,11 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from papo_hub import experience, trainer
 
 pytestmark = pytest.mark.usefixtures("without_report", "fresh_accelerate")
 TOLERANCE = 2e-5  # nats; float32, decoded token by token against a whole row; seen: 3e-6
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """accelerate fixes the precision once a process; these tests need two."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

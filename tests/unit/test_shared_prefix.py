@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from backbones import backbones, build, smolvlm
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -456,13 +455,6 @@ def one_process(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def backward(model, wrapped, *arguments):
