@@ -80,7 +80,7 @@ def quickstart_command() -> int:
             return code
     if not (run / "README.md").exists():
         print(
-            "2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (about three minutes).",
+            "2/2  PAPO-G: it learns from its own answers, rewarded and held to the image (about two minutes).",
             flush=True,
         )
         if code := _launch("train.py", "tiny/papo_g.yaml", "--resume_from_checkpoint", "latest"):
