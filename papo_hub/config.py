@@ -6,6 +6,7 @@ A key that does not exist is an error that names the nearest one; a contradictio
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -61,9 +62,8 @@ ELSEWHERE = {
     "remove_unused_columns": "nothing: only problem_column, answer_column and images_column are read",
     "eval_strategy": "eval_samples: the run is measured before and after on eval_dataset_name",
     "run_name": "output_dir: the folder names the run",
-    "push_to_hub": "nothing: upload the run's model/ folder (hf upload OWNER/NAME RUN/model), its card is RUN/README.md",
-    "hub_model_id": "nothing: upload the run's model/ folder (hf upload OWNER/NAME RUN/model)",
-    "hub_strategy": "nothing: upload the run's model/ folder (hf upload OWNER/NAME RUN/model)",
+    "hub_token": "nothing: log in once with `hf auth login`, or set HF_TOKEN; a token has no place in a recipe",
+    "hub_always_push": "nothing: while one upload runs, the newest checkpoint waits and older ones are passed over",
     "num_train_steps": "max_steps (rollout batches)",
     "learning_rate_schedule": "lr_scheduler_type",
     "max_new_tokens": "max_completion_length",
@@ -77,6 +77,7 @@ AT_LEAST_ONE = (
     "prompts_per_update",
     "max_prompt_length",
     "max_sampling_tries",
+    "shuffle_buffer_size",
     "max_tokens_per_micro_batch",
     "rollout_batch_size",
     "save_total_limit",
@@ -111,6 +112,8 @@ class TrainConfig:
     max_skipped_share: float = key(0.1, "the run stops when a larger share of the rows cannot be used")
     max_prompt_length: int = key(4096, "tokens, image tokens included; a longer prompt is skipped")
     dataloader_num_workers: int = key(0, "processes a rank that read prompts ahead; 0: none, the GPU waits for them")
+    streaming: bool = key(False, "read the dataset while training instead of downloading it first; needs max_steps")
+    shuffle_buffer_size: int = key(1000, "rows among which a streamed dataset is shuffled")
 
     # objective
     objective: Literal["grpo", "dapo", "papo_g", "papo_d"] = key("papo_g", "the algorithm")
@@ -171,7 +174,14 @@ class TrainConfig:
     report_to: str | None = key(
         "", "trackers: trackio, tensorboard, wandb (with commas); none; empty: trackio if there"
     )
-    resume_from_checkpoint: str | None = key(None, "`latest` or a checkpoint folder")
+    resume_from_checkpoint: str | None = key(None, "`latest`, a checkpoint folder, or hub://OWNER/NAME@REVISION")
+    push_to_hub: bool = key(False, "push the finished run to hub_model_id; naming one is enough")
+    hub_model_id: str | None = key(None, "OWNER/NAME: the run goes to this Hub repository; null: it stays here")
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = key(
+        "end", "push at the end; also the model at every save; also what --resume_from_checkpoint hub://… needs"
+    )
+    hub_revision: str | None = key(None, "the branch to push to, one per variant (gamma-0.02); null: main")
+    hub_private_repo: bool = key(False, "create the repository private")
     eval_dataset_name: str | None = key(None, "measured before and after training; null: not measured")
     eval_split: str = key("test", "its split")
     eval_problems: int | None = key(None, "its first n problems; null: all")
@@ -257,6 +267,14 @@ def check(config: TrainConfig) -> None:
         config.max_steps is None and not 0 < config.num_train_epochs < float("inf"),
         f"num_train_epochs: {config.num_train_epochs} must be above 0 and finite where max_steps is null.",
     )
+    refuse(
+        config.push_to_hub and config.hub_model_id is None,
+        "push_to_hub: name the repository, hub_model_id: OWNER/NAME (which by itself is enough).",
+    )
+    refuse(
+        config.hub_model_id is not None and not is_repository_id(config.hub_model_id),
+        f"hub_model_id: {config.hub_model_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'.",
+    )
     perception = config.gamma > 0 or config.eta_clean > 0 or config.eta_masked > 0
     refuse(
         perception and not config.objective.startswith("papo"),
@@ -311,6 +329,12 @@ def check_rollout(config: Any) -> None:
             f"min_completion_length: {config.min_completion_length} must lie between 0 and max_completion_length: "
             f"{config.max_completion_length}."
         )
+
+
+def is_repository_id(value: Any) -> bool:
+    """Whether it reads as a Hub repository OWNER/NAME, by the Hub's own rules for names."""
+    pattern = r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![-.])(?<!\.git)"
+    return isinstance(value, str) and len(value) <= 96 and re.fullmatch(pattern, value, re.ASCII) is not None
 
 
 def check_processes(config: TrainConfig, num_processes: int) -> None:
