@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlencode
 
 import yaml
-from hub import lfs, xet
+from hub import lfs
 from hub.storage import REGULAR_LIMIT, Blob, Commit, Conflict, Invalid, Missing, Moved, Operation, Repository
 from hub.transport import Refusal, Request, Response, Routes, answer, check, content
 
@@ -55,6 +55,12 @@ routes = _Api()
 
 
 # ---- accounts
+
+
+@routes("GET", "/api/agent-harnesses")
+def agents(hub: HubServer, request: Request) -> Response:
+    """Which programs the client should recognise itself to run in: none."""
+    return answer({"standardEnvVars": [], "harnesses": {}})
 
 
 @routes("GET", "/api/whoami-v2")
@@ -512,10 +518,3 @@ def _lacks(value: Any, place: str, /, **shape: type):
     for name, kind in shape.items():
         if not isinstance(value, dict) or not isinstance(value.get(name), kind) or value.get(name) is None:
             yield f'"{place}.{name}" is required'
-
-
-# ---- large files
-
-
-routes.include(lfs.hub_routes)
-routes.include(xet.hub_routes)

@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hub.storage import Repository
+from hub.storage import Blob, Repository
 from hub.transport import Refusal, Request, Response, Routes, answer, check, content
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def complete(hub: HubServer, request: Request) -> Response:
     arrived = {number: _etag(data) for number, data in sorted(upload.parts.items())}
     if body["oid"] != upload.sha256 or announced != arrived:
         raise Refusal(400, "The parts are not those that were uploaded")
-    _store(hub, upload.repo, upload.sha256, upload.size, b"".join(data for _, data in sorted(upload.parts.items())))
+    _store(upload.repo, upload.sha256, upload.size, b"".join(data for _, data in sorted(upload.parts.items())))
     return answer({})
 
 
@@ -108,7 +108,7 @@ def part(hub: HubServer, request: Request, name: str, number: str) -> Response:
 @storage_routes("PUT", "/lfs/{type}/{id}/{oid}/{size}")
 def put(hub: HubServer, request: Request, type: str, id: str, oid: str, size: str) -> Response:
     hub.check_signature(request)
-    _store(hub, hub.repositories[type, id], oid, int(size), request.body)
+    _store(hub.repositories[type, id], oid, int(size), request.body)
     return Response(headers={"ETag": _etag(request.body)})
 
 
@@ -122,12 +122,12 @@ def download_url(hub: HubServer, repo: Repository, oid: str) -> str:
     return hub.sign(f"/lfs/{repo.type}/{repo.id}/{oid}")
 
 
-def _store(hub: HubServer, repo: Repository, oid: str, size: int, data: bytes) -> None:
+def _store(repo: Repository, oid: str, size: int, data: bytes) -> None:
     if len(data) != size:
         raise Refusal(400, f"{len(data)} bytes arrived where {size} were announced")
     if hashlib.sha256(data).hexdigest() != oid:
         raise Refusal(422, f"The content that arrived is not {oid}")
-    hub.stored(repo, data)
+    repo.objects.setdefault(oid, Blob(data, lfs=True))
 
 
 def _etag(data: bytes) -> str:

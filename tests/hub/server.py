@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hub import api, lfs, xet
-from hub.storage import Blob, Repository
-from hub.transport import Refusal, Request, Transport
+from hub.storage import Repository
+from hub.transport import Refusal, Request, Routes, Transport
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,10 @@ class HubServer(Transport):
     under her own name only. The tokens are random."""
 
     def __init__(self) -> None:
-        super().__init__(api.routes, lfs.storage_routes)
+        super().__init__(
+            hub_routes=Routes(api.routes, lfs.hub_routes, xet.hub_routes),
+            storage_routes=Routes(lfs.storage_routes, xet.storage_routes),
+        )
         self.accounts: dict[str, list[str]] = {}  # {name: its organisations}
         self.tokens: dict[str, Token] = {}
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -134,8 +137,3 @@ class HubServer(Transport):
             message = f"You don't have the rights to write to {repo_type} {repo_id}."
             self.writer(request, repo.namespace, repo_id, message)
         return repo
-
-    def stored(self, repo: Repository, data: bytes, xet_hash: str | None = None) -> Blob:
-        """Keeps the content of a large file, ready for a commit."""
-        blob = Blob(data, lfs=True, xet=xet_hash)
-        return repo.objects.setdefault(blob.sha256, blob)

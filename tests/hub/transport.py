@@ -97,20 +97,28 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
     return Response(json.dumps(value).encode(), status, {"Content-Type": "application/json"} | (headers or {}))
 
 
-def content(request: Request, data: bytes, headers: dict[str, str]) -> Response:
-    """A file, or the one range of it that was asked for."""
-    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers
+def asked_range(request: Request, size: int) -> range | None:
+    """The bytes, of `size`, that the header Range asks for; None without one. Refused where it is malformed or empty."""
     if not (wanted := request.headers.get("Range")):
-        return Response(data, 200, headers)
+        return None
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", wanted)
     if match is None or match.groups() == ("", ""):
         raise Refusal(400, f"Malformed range: {wanted}")
     first, last = match.groups()
-    start = int(first) if first else max(len(data) - int(last), 0)
-    stop = min(int(last) + 1, len(data)) if first and last else len(data)
+    start = int(first) if first else max(size - int(last), 0)
+    stop = min(int(last) + 1, size) if first and last else size
     if start >= stop:
-        raise Refusal(416, "Range Not Satisfiable", Content_Range=f"bytes */{len(data)}")
-    return Response(data[start:stop], 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
+        raise Refusal(416, "Range Not Satisfiable", Content_Range=f"bytes */{size}")
+    return range(start, stop)
+
+
+def content(request: Request, data: bytes, headers: dict[str, str]) -> Response:
+    """A file, or the one range of it that was asked for."""
+    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers
+    if (asked := asked_range(request, len(data))) is None:
+        return Response(data, 200, headers)
+    place = f"bytes {asked.start}-{asked.stop - 1}/{len(data)}"
+    return Response(data[asked.start : asked.stop], 206, headers | {"Content-Range": place})
 
 
 class Routes:
@@ -123,8 +131,10 @@ class Routes:
         "path": ".+",
     }
 
-    def __init__(self) -> None:
-        self._routes: list[tuple[str, re.Pattern, Callable, bool]] = []
+    def __init__(self, *others: Routes) -> None:
+        self._routes: list[tuple[str, re.Pattern, Callable, bool]] = [
+            route for each in others for route in each._routes
+        ]
 
     def __call__(self, method: str, path: str, locked: bool = True) -> Callable:
         """Decorator. `{name}` stands for one segment of the path, or for what `parts` says; unless `locked` is False the
@@ -136,9 +146,6 @@ class Routes:
             return function
 
         return add
-
-    def include(self, other: Routes) -> None:
-        self._routes += other._routes
 
     def find(self, request: Request) -> tuple[Callable, dict[str, str], bool] | None:
         method = "GET" if request.method == "HEAD" else request.method
