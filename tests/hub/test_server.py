@@ -12,6 +12,7 @@ from pathlib import Path
 import lz4.frame
 import pytest
 from hub import xet
+from hub.server import HubServer
 from hub.storage import Blob, Commit, git_oid
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import (
@@ -343,6 +344,24 @@ def test_an_answer_that_is_late(hub, api):
     start = time.monotonic()
     api.whoami()
     assert time.monotonic() - start >= 0.3
+
+
+def test_a_server_stops_at_once_whatever_hangs(online):
+    def ask():
+        with pytest.raises(Exception, match="disconnected without sending a response"):
+            HfApi(hub.url, hub.write_token).whoami()
+        gone.append(time.monotonic())
+
+    gone = []
+    with HubServer() as hub:
+        hub.faults.add("hang", seconds=60)
+        client = threading.Thread(target=ask)
+        client.start()
+        while not hub.requests:
+            time.sleep(0.01)
+        start = time.monotonic()
+    client.join(10)
+    assert gone and gone[0] - start < 5
 
 
 def test_no_room_left(hub, api, repo):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -162,7 +163,6 @@ class Fault:
     method: str | None
     path: str | None
     times: int
-    port: str | None
     seconds: float
     retry_after: int
     fired: int = 0
@@ -181,13 +181,12 @@ class Faults:
         method: str | None = None,
         path: str | None = None,
         times: int = 1,
-        port: str | None = None,
         seconds: float = 1.0,
         retry_after: int = 0,
     ) -> Fault:
-        """A fault for the next `times` requests that match `method`, `path` (a regular expression, searched in the path
-        without its query) and `port`; with `nth`, for the requests number nth to nth + times - 1 since the last
-        `requests.clear()`, both ports counted together from 1.
+        """A fault for the next `times` requests that match `method` and `path` (a regular expression, searched in the path
+        without its query); with `nth`, for the requests number nth to nth + times - 1 since the last `requests.clear()`,
+        both ports counted together from 1.
 
         500, 503, 429 (Retry-After: `retry_after` seconds), 412, 403: answered in place of doing anything.
         drop_before, drop_after: the connection closes without an answer, before or after the request is carried out.
@@ -198,7 +197,7 @@ class Faults:
         """
         if kind not in KINDS:
             raise ValueError(f"unknown fault {kind!r}: one of {', '.join(sorted(KINDS))}")
-        self._faults.append(Fault(kind, nth, method, path, times, port, seconds, retry_after))
+        self._faults.append(Fault(kind, nth, method, path, times, seconds, retry_after))
         return self._faults[-1]
 
     def clear(self) -> None:
@@ -211,7 +210,6 @@ class Faults:
                 due
                 and fault.fired < fault.times
                 and fault.method in (None, request.method)
-                and fault.port in (None, request.port)
                 and (fault.path is None or re.search(fault.path, request.path))
             ):
                 fault.fired += 1
@@ -232,7 +230,7 @@ class Transport:
         self.leaks: list[Seen] = []
         self.faults = Faults()
         self._stopping = threading.Event()
-        self._connections: set = set()
+        self._connections: set[socket.socket] = set()
         self._routes = {"hub": hub_routes, "storage": storage_routes}
         self._listeners = {port: _Listener(self, port) for port in self._routes}
         self.url, self.storage_url = (f"http://127.0.0.1:{self._listeners[port].server_port}" for port in self._routes)
@@ -242,14 +240,14 @@ class Transport:
             threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
-        """Closes every connection, those that hang included."""
-        self._stopping.set()
+        """Closes every connection; what hangs gets no answer any more."""
         for listener in self._listeners.values():
             listener.shutdown()
             listener.server_close()
         for connection in list(self._connections):
             with suppress(OSError):
-                connection.shutdown(2)
+                connection.shutdown(socket.SHUT_RDWR)
+        self._stopping.set()
 
     def is_token(self, bearer: str | None) -> bool:
         raise NotImplementedError
@@ -260,7 +258,13 @@ class Transport:
             seen = Seen(request.method, request.path, 0, request.port, self.is_token(request.bearer))
             self.requests.append(seen)
             fault = self.faults.take(len(self.requests), request)
-        response = self._injured(request, fault)
+        try:
+            response = self._injured(request, seen, fault)
+        except Refusal as refusal:
+            response = refusal.response
+        except Exception:
+            self.errors.append(f"{request.method} {request.path}\n{traceback.format_exc()}")
+            response = Refusal(500, MESSAGES["500"]).response
         done = seen._replace(status=response.status if response else 0)
         with self.lock:
             for place, other in enumerate(self.requests):
@@ -268,7 +272,7 @@ class Transport:
                     self.requests[place] = done
         return (None if fault and fault.kind == "drop_after" else response), fault
 
-    def _injured(self, request: Request, fault: Fault | None) -> Response | None:
+    def _injured(self, request: Request, seen: Seen, fault: Fault | None) -> Response | None:
         kind = fault.kind if fault else None
         if kind == "drop_before":
             return None
@@ -276,31 +280,24 @@ class Transport:
             self._stopping.wait(fault.seconds)
         if kind in MESSAGES:
             headers = {"Retry_After": str(fault.retry_after)} if kind == "429" else {}
-            return Refusal(int(kind), MESSAGES[kind], **headers).response
+            raise Refusal(int(kind), MESSAGES[kind], **headers)
         if kind == "quota":
             if not request.path.endswith("/info/lfs/objects/batch"):
-                return Refusal(403, QUOTA).response
+                raise Refusal(403, QUOTA)
             error = {"error": {"code": 403, "message": QUOTA}}
-            return answer({"objects": [entry | error for entry in json.loads(request.body)["objects"]]})
-        return self._carried_out(request)
+            return answer({"objects": [entry | error for entry in request.json(objects=list)["objects"]]})
+        return self._carried_out(request, seen)
 
-    def _carried_out(self, request: Request) -> Response:
-        seen = Seen(request.method, request.path, 0, request.port, self.is_token(request.bearer))
+    def _carried_out(self, request: Request, seen: Seen) -> Response:
         if request.port == "storage" and seen.authorised:
-            self.leaks.append(seen)
-            return Refusal(400, "A token of the Hub has no place here").response
+            self.leaks.append(seen._replace(status=400))
+            raise Refusal(400, "A token of the Hub has no place here")
         if (found := self._routes[request.port].find(request)) is None:
-            self.unknown.append(seen)
-            return Refusal(404, "Sorry, we can't find the page you are looking for.").response
+            self.unknown.append(seen._replace(status=404))
+            raise Refusal(404, "Sorry, we can't find the page you are looking for.")
         function, parts, locked = found
-        try:
-            with self.lock if locked else nullcontext():
-                return function(self, request, **parts)
-        except Refusal as refusal:
-            return refusal.response
-        except Exception:
-            self.errors.append(f"{request.method} {request.path}\n{traceback.format_exc()}")
-            return Refusal(500, MESSAGES["500"]).response
+        with self.lock if locked else nullcontext():
+            return function(self, request, **parts)
 
 
 class _Listener(ThreadingHTTPServer):
@@ -374,7 +371,6 @@ class _Handler(BaseHTTPRequestHandler):
             length, body, self.close_connection = max(length, 1), body[: len(body) // 2], True
         if self.close_connection:
             self.send_header("Connection", "close")
-        if response.status != 304:
-            self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(body)
