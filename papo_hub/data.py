@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,28 @@ class Rows:
         return row
 
 
+@dataclass(frozen=True)
+class StreamedRows:
+    """Rows that are read in passing: as those of `Rows`, but nobody knows how many there are.
+
+    They come in shards, the files of the dataset. `root` is as in `Rows`. An id is taken as it stands, since whether it
+    is unique shows at the end only; a row without one is known by its number, behind that of its shard if there are more.
+    """
+
+    table: datasets.IterableDataset
+    root: Path | None = None
+
+    @property
+    def num_shards(self) -> int:
+        return self.table.num_shards
+
+    def shard(self, index: int, start: int = 0) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+        """The rows of one shard from the `start`-th on, each with its key: (number,), or (shard, number)."""
+        for number, row in enumerate(self.table.shard(self.num_shards, index).skip(start), start):
+            key = (number,) if self.num_shards == 1 else (index, number)
+            yield key, {**row, "id": "-".join(map(str, key)) if row.get("id") is None else row["id"]}
+
+
 def load_rows(
     name_or_path: str | os.PathLike,
     split: str = "train",
@@ -94,6 +117,38 @@ def load_rows(
     Raises FileNotFoundError where there is no such file or dataset, DataError where it cannot be read, is empty, lacks
     the split or a column.
     """
+    table, source, root = _open(name_or_path, split, revision)
+    if len(table) == 0:
+        raise DataError(f"the dataset {source!r} (split {split!r}) has no rows")
+    return Rows(_select(table, columns, source), root)
+
+
+def stream_rows(
+    name_or_path: str | os.PathLike,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    revision: str | None = None,
+) -> StreamedRows:
+    """What `load_rows` would load, read while it is used: of a dataset on the Hub, nothing is downloaded beforehand.
+
+    Images that a streamed Hub dataset keeps as files beside its table are out of reach: it must hold their bytes.
+    Raises as `load_rows`; slices such as "train[:100]" are no split here.
+    """
+    table, source, root = _open(name_or_path, split, revision, streaming=True)
+    if table.column_names is None:
+        raise DataError(f"the dataset {source!r} does not say what its columns are: read it without streaming")
+    table = _select(table, columns, source)
+    with _readable(source, split):
+        first = next(iter(table.take(1)), None)
+    if first is None:
+        raise DataError(f"the dataset {source!r} (split {split!r}) has no rows")
+    return StreamedRows(table, root)
+
+
+def _open(
+    name_or_path: str | os.PathLike, split: str, revision: str | None, streaming: bool = False
+) -> tuple[datasets.Dataset | datasets.IterableDataset, str, Path | None]:
+    """(table, its name, the folder of its image paths). Raises as `load_rows`."""
     path = Path(name_or_path).expanduser()
     if path.exists():
         if revision is not None:
@@ -102,17 +157,20 @@ def load_rows(
     elif path.suffix in BUILDERS or path.is_absolute() or f"{name_or_path}".startswith((".", "~")):
         raise FileNotFoundError(f"no such data file or folder: {path} (relative paths start at {Path.cwd()})")
     else:
-        source, root = f"{name_or_path}", Path(HF_HUB_CACHE, f"datasets--{name_or_path}".replace("/", "--"))
+        source = f"{name_or_path}"
+        root = None if streaming else Path(HF_HUB_CACHE, f"datasets--{name_or_path}".replace("/", "--"))
 
-    try:
+    options = {"split": split, **({"streaming": True} if streaming else {})}
+    with _readable(source, split):
         if not path.exists():
-            table = datasets.load_dataset(source, split=split, revision=revision)
+            table = datasets.load_dataset(source, revision=revision, **options)
         elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             table = datasets.load_from_disk(source)
             if isinstance(table, datasets.DatasetDict):
                 if split not in table:
                     raise DataError(f"no split {split!r}; it has {', '.join(table)}")
                 table = table[split]
+            table = table.to_iterable_dataset() if streaming else table
         elif files := _data_files(path, split):
             if not any(file.stat().st_size for file in files):  # `datasets` fails on these without a word
                 raise DataError("the file is empty")
@@ -120,9 +178,17 @@ def load_rows(
             patterns = [_escape_glob(str(file.absolute())) for file in files]
             # The name without a slice such as "train[:100]".
             data_files = {re.match(r"\w*", split)[0]: patterns}
-            table = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=data_files, split=split)
+            table = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=data_files, **options)
         else:
-            table = datasets.load_dataset(source, split=split)
+            table = datasets.load_dataset(source, **options)
+    return table, source, root
+
+
+@contextmanager
+def _readable(source: str, split: str) -> Iterator[None]:
+    """What `datasets` raises, as an error that says what to do."""
+    try:
+        yield
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"cannot find the dataset {source!r} (split {split!r}): {error}. It is neither a local path nor reachable "
@@ -131,10 +197,6 @@ def load_rows(
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         detail = f"{error.__cause__ or error}"
         raise DataError(f"cannot read the dataset {source!r} (split {split!r}): {detail}") from error
-
-    if len(table) == 0:
-        raise DataError(f"the dataset {source!r} (split {split!r}) has no rows")
-    return Rows(_select(table, {name: (columns or {}).get(name, name) for name in COLUMNS}, source), root)
 
 
 def _data_files(path: Path, split: str) -> list[Path]:
@@ -171,8 +233,11 @@ def _escape_glob(path: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 
-def _select(table: datasets.Dataset, columns: Mapping[str, str], source: str) -> datasets.Dataset:
+def _select(
+    table: datasets.Dataset | datasets.IterableDataset, columns: Mapping[str, str] | None, source: str
+) -> datasets.Dataset | datasets.IterableDataset:
     """The three columns under our names, the id where it is unique, the text columns; images undecoded."""
+    columns = {name: (columns or {}).get(name, name) for name in COLUMNS}
     for name, column in columns.items():
         if column not in table.column_names:
             raise DataError(
@@ -186,19 +251,17 @@ def _select(table: datasets.Dataset, columns: Mapping[str, str], source: str) ->
         and (getattr(feature, "dtype", None) in ("string", "large_string") or column == "tags")
     ]
     if "id" in table.column_names and "id" not in columns.values():
-        ids = list(table["id"])
+        ids = list(table["id"]) if isinstance(table, datasets.Dataset) else []
         if None not in ids and len(set(map(str, ids))) == len(ids):
             kept.append("id")
     kept = [column for column in kept if column not in columns.values()]
-    table = table.select_columns([*columns.values(), *kept])
-    table = table.rename_columns({column: name for name, column in columns.items() if column != name})
-    undecoded = datasets.Image(decode=False)
-    images = table.features["images"]
-    if isinstance(images, datasets.Image):
-        table = table.cast_column("images", undecoded)
+    undecoded, images = datasets.Image(decode=False), table.features[columns["images"]]
+    if isinstance(images, datasets.Image):  # before anything else: renaming streamed columns decodes them
+        table = table.cast_column(columns["images"], undecoded)
     elif isinstance(getattr(images, "feature", None), datasets.Image):
-        table = table.cast_column("images", type(images)(undecoded))
-    return table
+        table = table.cast_column(columns["images"], type(images)(undecoded))
+    table = table.select_columns([*columns.values(), *kept])
+    return table.rename_columns({column: name for name, column in columns.items() if column != name})
 
 
 # --- row → Sample -----------------------------------------------------------------------------------------------------
@@ -227,13 +290,7 @@ def check_row(row: Mapping[str, Any], root: Path | None = None, forbidden: froze
         answer = str(answer)
     answer = _text("answer", answer).strip()
 
-    sources = row.get("images")
-    if sources is None:
-        sources = []
-    elif not isinstance(sources, (list, tuple)):
-        sources = [sources]
-    if not sources:
-        raise UnusableRow("no image")
+    sources = image_sources(row, root)
     placeholders = problem.count(PLACEHOLDER)
     if placeholders == 0:
         problem = PLACEHOLDER * len(sources) + problem
@@ -250,7 +307,7 @@ def check_row(row: Mapping[str, Any], root: Path | None = None, forbidden: froze
         id=str(row.get("id", "")),
         problem=problem,
         answer=answer,
-        images=tuple(_image(source, root) for source in sources),
+        images=tuple(map(_image, sources)),
         tags={
             name: value
             for name, value in tags.items()
@@ -273,7 +330,19 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _image(source: Any, root: Path | None) -> Image.Image:
+def image_sources(row: Mapping[str, Any], root: Path | None = None) -> list[bytes | Path | Image.Image]:
+    """What a row's images are to be decoded from; a Path lies within `root`. Raises UnusableRow."""
+    sources = row.get("images")
+    if sources is None:
+        sources = []
+    elif not isinstance(sources, (list, tuple)):
+        sources = [sources]
+    if not sources:
+        raise UnusableRow("no image")
+    return [_image_source(source, root) for source in sources]
+
+
+def _image_source(source: Any, root: Path | None) -> bytes | Path | Image.Image:
     if isinstance(source, Mapping):
         path, source = source.get("path"), source.get("bytes")
         if source is None and isinstance(path, str):
@@ -282,6 +351,10 @@ def _image(source: Any, root: Path | None) -> Image.Image:
         source = _path_within(source, root)
     if not isinstance(source, (bytes, Path, Image.Image)):
         raise UnusableRow(f"unusable image: neither bytes nor a path but {type(source).__name__}")
+    return source
+
+
+def _image(source: bytes | Path | Image.Image) -> Image.Image:
     try:
         return decode_image(source)
     except (UnusableImage, OSError) as error:

@@ -28,6 +28,7 @@ from papo_hub.data import (
     load_rows,
     prompt_length,
     special_tokens,
+    stream_rows,
 )
 from papo_hub.masking import RandomPatchMask
 from papo_hub.randomness import derived_generator
@@ -380,6 +381,69 @@ def test_what_cannot_be_loaded_says_so(tmp_path):
         load_rows(tmp_path / "none.parquet")
     with pytest.raises(ValueError, match="revision 'v1'"):
         load_rows(tmp_path / "none.parquet", revision="v1")
+
+
+def streamed(rows):
+    """[(key, row)] of all shards."""
+    return [pair for shard in range(rows.num_shards) for pair in rows.shard(shard)]
+
+
+def test_streamed_rows_are_those_that_would_be_loaded(tmp_path):
+    good, bad = {"bytes": png(), "path": None}, {"bytes": b"not an image", "path": None}
+    for name, images in (("a", [[bad], [good]]), ("b", [[good], [good]])):
+        table(2, images=images, source=[name, name]).rename_columns({"problem": "question"}).to_parquet(
+            tmp_path / f"train-{name}.parquet"
+        )
+    rows = stream_rows(tmp_path, columns={"problem": "question"})
+    loaded = load_rows(tmp_path, columns={"problem": "question"})
+    found = streamed(rows)
+    assert [key for key, _ in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [row["id"] for _, row in found] == ["0-0", "0-1", "1-0", "1-1"]
+    assert [{**row, "id": i} for i, (_, row) in enumerate(found)] == [loaded[i] for i in range(4)]
+    assert [key for key, _ in rows.shard(1, 1)] == [(1, 1)]
+    assert reason(found[0][1]).startswith("unusable image")  # left undecoded until here
+
+
+def test_streamed_json_lines_and_saved_folders(tmp_path):
+    data = write_jsonl(tmp_path / "nested" / "train.jsonl", [row(images=["a.png"], answer=i) for i in range(3)])
+    (data.parent / "a.png").write_bytes(png())
+    rows = stream_rows(tmp_path)
+    assert [(row["id"], check_row(row, rows.root).answer) for _, row in streamed(rows)] == [
+        (str(i), f"{i}") for i in range(3)
+    ]
+    table(id=[4, 4, 6]).save_to_disk(tmp_path / "saved")
+    assert [row["id"] for _, row in streamed(stream_rows(tmp_path / "saved"))] == [4, 4, 6]
+
+
+def test_what_cannot_be_streamed_says_so(tmp_path):
+    table().to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"no column 'question'.*`problem_column`"):
+        stream_rows(tmp_path, columns={"problem": "question"})
+    with pytest.raises(ValueError, match="cannot read the dataset"):
+        stream_rows(tmp_path / "train.parquet", split="train[:2]")
+    with pytest.raises(FileNotFoundError, match=r"'nobody/nothing'.*HF_HUB_OFFLINE"):
+        stream_rows("nobody/nothing")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="cannot read the dataset .*broken"):
+        stream_rows(tmp_path / "broken.parquet")
+    table(0).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="none.parquet.*has no rows"):
+        stream_rows(tmp_path / "none.parquet")
+
+
+def test_a_streamed_hub_dataset_follows_no_paths(monkeypatch):
+    asked = []
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        return table(images=[[{"bytes": None, "path": "a.png"}]] * 3).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = stream_rows("someone/shapes", split="test", revision="v2")
+    assert asked == [("someone/shapes", {"split": "test", "revision": "v2", "streaming": True})]
+    assert (
+        reason(streamed(rows)[0][1], root=rows.root) == "image is a path: these rows have no folder that it could be in"
+    )
 
 
 def test_a_hub_dataset_is_asked_for_by_split_and_revision(monkeypatch):

@@ -1,6 +1,7 @@
 """The order of prompts: the same on every rank, in a resumed run, and however many workers read ahead."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -10,15 +11,27 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from papo_hub.config import ConfigError
-from papo_hub.data import Rows, TooManyUnusableRows, check_row, load_rows, prompt_length
+from papo_hub.data import (
+    DataError,
+    Rows,
+    StreamedRows,
+    TooManyUnusableRows,
+    check_row,
+    load_rows,
+    prompt_length,
+    stream_rows,
+)
 from papo_hub.masking import RandomPatchMask
 from papo_hub.randomness import derived_generator
-from papo_hub.stream import PromptStream
+from papo_hub.stream import PromptStream, ShuffledBlocks
 from papo_hub.workers import WorkerDied
 
 VISUAL_QA = Path(
@@ -307,7 +320,7 @@ def test_a_killed_worker_is_an_error_and_no_end(worker_stream):
         for _ in range(40):
             stream.take(4)
     assert multiprocessing.active_children() == []
-    stream.load_state_dict({**stream.state_dict(), "cursor": 0, "skipped": {}})
+    stream.load_state_dict({**stream.state_dict(), "cursor": 0, "seen": 0, "skipped": {}})
     assert fingerprint(stream.take(4)) == first
 
 
@@ -328,6 +341,222 @@ def test_a_recipe_sets_the_number_of_workers(tiny_processor, fast_config):
     assert stream.num_workers == 3
     with pytest.raises(ConfigError, match="dataloader_num_workers: -1 must be at least 0"):
         fast_config(dataloader_num_workers=-1)
+
+
+# --- streamed rows ----------------------------------------------------------------------------------------------------
+
+
+class Numbers(StreamedRows):
+    """Rows made on the spot, in shards of the given sizes; `read` lists what was asked for."""
+
+    num_shards = property(lambda self: len(self.table))
+
+    def __init__(self, sizes):
+        super().__init__(sizes)
+        object.__setattr__(self, "read", [])
+
+    def shard(self, index, start=0):
+        for number in range(start, self.table[index]):
+            self.read.append((index, number))
+            yield (index, number), {"id": f"{index}-{number}"}
+
+
+def walk(sizes, cursor=ShuffledBlocks.start, buffer_size=4, epochs=2, seed=0):
+    """The places of the given number of epochs from the cursor on."""
+    order, places = ShuffledBlocks(Numbers(sizes), seed, buffer_size), []
+    for place in order.places(cursor):
+        places.append(place)
+        if place.last and place.epoch == epochs - 1:
+            return places
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any),
+    buffer_size=st.integers(1, 12),
+    seed=st.integers(0, 3),
+)
+def test_an_order_of_blocks_has_every_row_once_an_epoch_and_goes_on_from_any_place(sizes, buffer_size, seed):
+    places = walk(sizes, buffer_size=buffer_size, seed=seed)
+    rows = {(i, j) for i, size in enumerate(sizes) for j in range(size)}
+    for epoch in range(2):
+        assert Counter(place.key for place in places if place.epoch == epoch) == Counter(rows)
+        assert sum(place.last for place in places if place.epoch == epoch) == 1
+    for i in (0, len(places) // 3, len(places) // 2, len(rows) - 1, len(rows), len(places) - 2):
+        if 0 <= i < len(places) - 1:  # after the last place comes a third epoch
+            cursor = json.loads(json.dumps(places[i].after))
+            assert walk(sizes, cursor, buffer_size, seed=seed) == places[i + 1 :]
+
+
+def test_blocks_differ_from_epoch_to_epoch_and_hold_neighbours():
+    sizes, places = [20] * 4, walk([20] * 4, buffer_size=10, epochs=3)
+    orders = [[place.key for place in places[80 * epoch : 80 * (epoch + 1)]] for epoch in range(3)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert len({tuple(dict.fromkeys(shard for shard, _ in order)) for order in orders}) == 3, "shards change places"
+    # A row is passed at most a block before or after its turn in the files.
+    for order in orders:
+        shards = list(dict.fromkeys(shard for shard, _ in order))
+        turn = [shards.index(shard) * sizes[0] + number for shard, number in order]
+        assert 5 < max(abs(i - t) for i, t in enumerate(turn)) < 10
+        assert sum(a + 1 == b for a, b in zip(turn, turn[1:], strict=False)) < 20
+    starts = [{tuple(place.after[1:3]) for place in places if place.epoch == epoch} for epoch in range(3)]
+    assert len({frozenset(found) for found in starts}) == 3, "else the same rows would always share a block"
+
+
+def test_reading_ahead_of_a_stream_is_bounded_and_resuming_skips_what_lies_before():
+    numbers = Numbers([30, 30, 30])
+    places = ShuffledBlocks(numbers, 0, 5).places(ShuffledBlocks.start)
+    for passed in range(1, 61):
+        place = next(places)
+        assert len(numbers.read) <= passed + 2 * 5
+    again = Numbers([30, 30, 30])
+    assert place.after[1] == 1 and place.after[2] > 10
+    next(ShuffledBlocks(again, 0, 5).places(place.after))
+    assert len(again.read) <= 2 * 5, "nothing of the first shard, nothing of the second before its block"
+
+
+def test_a_stream_without_rows_is_an_error(tiny_processor):
+    with pytest.raises(DataError, match="no rows"):
+        next(ShuffledBlocks(Numbers([0, 0]), 0, 4).places(ShuffledBlocks.start))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """shards(sizes, bad=()) → a folder with a parquet file a shard, answers counted through, images of some sizes."""
+
+    def make(sizes, bad=()):
+        folder, count = tmp_path_factory.mktemp("shards"), 0
+        features = datasets.Features(
+            {
+                "problem": datasets.Value("string"),
+                "answer": datasets.Value("string"),
+                "images": datasets.List(datasets.Image()),
+                "id": datasets.Value("string"),
+            }
+        )
+        for shard, size in enumerate(sizes):
+            numbers = range(count, count + size)
+            count += size
+            columns = {
+                "problem": ["<image>How many?" + " more" * (i % 3) for i in numbers],
+                "answer": ["" if i in bad else str(i) for i in numbers],
+                "images": [[{"bytes": png(28 + 9 * (i % 5), 28 + 5 * (i % 4)), "path": None}] for i in numbers],
+                "id": [str(i) for i in numbers],
+            }
+            table = datasets.Dataset.from_dict(columns, features=features)
+            table.to_parquet(folder / f"train-{shard:05d}-of-{len(sizes):05d}.parquet")
+        return folder
+
+    return make
+
+
+def png(width, height):
+    buffer = io.BytesIO()
+    picture(width, height).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+STREAMED = {"shuffle_buffer_size": 6, "max_skipped_share": 0.5}
+
+
+def test_streamed_prompts_are_those_of_rows_at_hand(worker_stream, shards):
+    folder = shards([17], bad={4})
+    at_hand = worker_stream(load_rows(folder), **STREAMED).take(16)
+    streamed = worker_stream(stream_rows(folder), **STREAMED).take(16)
+    assert ids(streamed) != ids(at_hand)
+    for prompt in streamed:  # a dataset of one file has even the same masks
+        (other,) = [one for one in at_hand if one.sample.id == prompt.sample.id]
+        assert fingerprint([prompt]) == fingerprint([other])
+    assert stream_rows(folder).root == folder
+
+
+@pytest.mark.parametrize("first", [0, 2, 6, 12, 14, 20])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_resumed_stream_of_streamed_rows_continues_exactly(worker_stream, shards, first, num_workers):
+    rows = stream_rows(shards([7, 0, 5], bad={3, 9}))  # 10 usable rows an epoch
+    through, before, resumed = (worker_stream(rows, num_workers=num_workers, **STREAMED) for _ in range(3))
+    through.take(first)
+    before.take(first)
+    state = json.loads(json.dumps(before.state_dict()))
+    before.close()
+    resumed.load_state_dict(state)
+    for n in (4, 9):
+        assert fingerprint(resumed.take(n)) == fingerprint(through.take(n))
+        assert resumed.state_dict() == through.state_dict()
+    if first + 13 > 20:
+        assert resumed.skipped == {"3": "empty answer", "9": "empty answer"} and resumed.seen == 12
+
+
+@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 2), (2, 1), (2, 2)])
+def test_ranks_and_workers_share_one_order_of_streamed_rows(worker_stream, shards, num_workers, world_size):
+    rows = stream_rows(shards([8, 9], bad={2, 5, 11}))
+    whole = worker_stream(rows, **STREAMED)
+    ranks = [worker_stream(rows, num_workers=num_workers, **STREAMED) for _ in range(world_size)]
+    for n in (4, 8, 12):
+        expected = whole.take(n)
+        for rank, stream in enumerate(ranks):
+            assert fingerprint(stream.take(n, rank, world_size)) == fingerprint(expected[rank::world_size])
+            assert stream.state_dict() == whole.state_dict()
+
+
+def test_too_many_unusable_streamed_rows_stop_the_run(worker_stream, shards):
+    some = stream_rows(shards([30, 30], bad=range(0, 60, 5)))
+    with pytest.raises(TooManyUnusableRows, match="of the first 20 rows cannot be used"):
+        worker_stream(some, shuffle_buffer_size=6, max_skipped_share=0.01).take(40)
+    patient = worker_stream(some, shuffle_buffer_size=6, max_skipped_share=0.35)
+    patient.take(96)  # two epochs: later ones do not count anew
+    assert patient.seen == 60 and len(patient.skipped) == 12
+    few = stream_rows(shards([5, 2], bad={1}))
+    with pytest.raises(TooManyUnusableRows, match="1 of the first 7 rows"):  # where the first epoch ends
+        worker_stream(few, shuffle_buffer_size=4).take(7)
+    none = stream_rows(shards([3, 2], bad=range(5)))
+    with pytest.raises(TooManyUnusableRows, match="5 of the first 5 rows"):
+        worker_stream(none, max_skipped_share=1.0).take(1)
+
+
+def test_another_order_of_streamed_rows_is_no_resume(tiny_processor, shards):
+    folder = shards([4, 4])
+    state = make_stream(tiny_processor, stream_rows(folder), shuffle_buffer_size=4).state_dict()
+    for other, what in (
+        (make_stream(tiny_processor, stream_rows(folder), shuffle_buffer_size=5), "shuffle_buffer_size = 4"),
+        (make_stream(tiny_processor, stream_rows(shards([8])), shuffle_buffer_size=4), "shards = 2, this one has 1"),
+        (make_stream(tiny_processor, stream_rows(folder), seed=1, shuffle_buffer_size=4), "seed = 0"),
+        (make_stream(tiny_processor), "rows = None, this one has 10"),
+    ):
+        with pytest.raises(DataError, match=what):
+            other.load_state_dict(state)
+
+
+def test_a_stream_that_breaks_is_an_error_and_leaves_the_position(tiny_processor):
+    class Broken(Numbers):
+        def shard(self, index, start=0):
+            for key, _ in super().shard(index, start):
+                if key[1] == 9:
+                    raise ConnectionError("the line is dead")
+                yield key, {**row(str(key[1])), "id": key[1]}
+
+    stream = make_stream(tiny_processor, Broken([20]), shuffle_buffer_size=2)
+    stream.take(4)
+    state = stream.state_dict()
+    for _ in range(2):
+        with pytest.raises(ConnectionError, match="the line is dead"):
+            stream.take(8)
+        assert stream.state_dict() == state
+
+
+def test_a_recipe_streams(tiny_processor, fast_config, shards):
+    from papo_hub.plugins import PerceptionPlugin
+    from papo_hub.preparation import prompt_stream, steps_of, training_rows
+
+    config = fast_config(dataset_name=str(shards([4, 4])), streaming=True, shuffle_buffer_size=3)
+    stream = prompt_stream(training_rows(config), tiny_processor, config, PerceptionPlugin.from_config(config))
+    assert isinstance(stream.order, ShuffledBlocks) and stream.order.buffer_size == 3
+    assert sorted(ids(stream.take(8))) == list(range(8))
+    with pytest.raises(ConfigError, match="streaming: the digits task"):
+        training_rows(fast_config(streaming=True))
+    assert steps_of(config, None) == config.max_steps
+    with pytest.raises(ConfigError, match="max_steps: a streamed dataset does not say how many rows"):
+        steps_of(fast_config(max_steps=None), None)
 
 
 # --- real rows --------------------------------------------------------------------------------------------------------
