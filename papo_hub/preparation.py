@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from papo_hub.batch import Prompt
 from papo_hub.config import ConfigError, TrainConfig
-from papo_hub.data import PROMPT_SUFFIX, Rows, encode_all, load_rows
+from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, encode_all, load_rows, stream_rows
 from papo_hub.digits import DigitRows
 from papo_hub.masking import RandomPatchMask
 from papo_hub.modeling import load_processor
@@ -46,11 +46,14 @@ def check_run_folder(run: Path, checkpoint: Path | None, config: TrainConfig) ->
         )
 
 
-def training_rows(config: TrainConfig) -> Rows:
+def training_rows(config: TrainConfig) -> Rows | StreamedRows:
     """The training data. Raises FileNotFoundError or ValueError, as `load_rows`."""
     if config.dataset_name == "digits":
+        if config.streaming:
+            raise ConfigError("streaming: the digits task is made on the spot, there is nothing to stream; remove it.")
         return Rows(DigitRows(config.dataset_split, seed=config.seed))
-    return load_rows(config.dataset_name, config.dataset_split, columns(config), config.dataset_revision)
+    read = stream_rows if config.streaming else load_rows
+    return read(config.dataset_name, config.dataset_split, columns(config), config.dataset_revision)
 
 
 def recipe_processor(config: TrainConfig) -> Any:
@@ -59,7 +62,9 @@ def recipe_processor(config: TrainConfig) -> Any:
     return load_processor(config.model_name_or_path, revision=config.model_revision, padding_side="left", **limits)
 
 
-def prompt_stream(rows: Rows, processor: Any, config: TrainConfig, perception: PerceptionPlugin) -> PromptStream:
+def prompt_stream(
+    rows: Rows | StreamedRows, processor: Any, config: TrainConfig, perception: PerceptionPlugin
+) -> PromptStream:
     """The training prompts in their order, masked where the perception terms need it."""
     return PromptStream(
         rows,
@@ -70,11 +75,20 @@ def prompt_stream(rows: Rows, processor: Any, config: TrainConfig, perception: P
         mask=perception.mask,
         max_skipped_share=config.max_skipped_share,
         num_workers=config.dataloader_num_workers,
+        shuffle_buffer_size=config.shuffle_buffer_size,
     )
 
 
-def steps_of(config: TrainConfig, rows: int) -> int:
-    """Rollout batches of the run: max_steps, or what num_train_epochs over `rows` rows makes."""
+def steps_of(config: TrainConfig, rows: int | None) -> int:
+    """Rollout batches of the run: max_steps, or what num_train_epochs over `rows` rows makes.
+
+    None: nobody knows how many rows there are. Raises ConfigError where max_steps is null then.
+    """
+    if rows is None and config.max_steps is None:
+        raise ConfigError(
+            "max_steps: a streamed dataset does not say how many rows it has, so epochs cannot be turned into steps. "
+            "Set max_steps, or streaming: false."
+        )
     return config.max_steps or max(int(config.num_train_epochs * rows / config.prompts_per_step), 1)
 
 
