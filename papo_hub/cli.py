@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from papo_hub.config import ConfigError, help_text, load_config, parse_overrides
+from papo_hub.config import ConfigError, help_text, is_repository_id, load_config, parse_overrides
 from papo_hub.resources import resource
 from papo_hub.version import __version__
 
@@ -23,13 +23,100 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser(
         "train", help="run a recipe: papo-hub train RECIPE.yaml [--key value] (one process)", add_help=False
     )
+    push = commands.add_parser("push", help="push a finished run to the Hub, as one version")
+    push.add_argument("run", type=Path, help="the run folder")
+    push.add_argument("repo_id", help="OWNER/NAME; created where it does not exist")
+    push.add_argument("--revision", default="main", help="the branch, one per variant, e.g. gamma-0.02 (default: main)")
+    push.add_argument("--tag", help="one per release, e.g. v1.0; never moved")
+    push.add_argument("--private", action="store_true", help="create the repository private")
+    push.add_argument("--format", choices=("plain", "papo"), default="plain", help="papo: the wrapper, with its code")
+    push.add_argument("--dry_run", "--dry-run", action="store_true", help="list files, sizes and hashes; send nothing")
+    listed = commands.add_parser("versions", help="the versions of a Hub repository, as a table")
+    listed.add_argument("repo_id", help="OWNER/NAME")
+    card = commands.add_parser("card", help="write a run's model card, or print that of a spec (model_cards/*.yaml)")
+    card.add_argument("source", type=Path, help="a run folder, or a spec")
+    card.add_argument("repo_id", nargs="?", help="OWNER/NAME that a run goes to")
+    card.add_argument("--revision", help="the version that its loading lines name")
+    commands.add_parser("doctor", help="what is installed, who is logged in, what can be reached, what absences mean")
+
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "train":
         recipe = [] if not rest or rest[0].startswith("-") else ["--config", rest.pop(0)]
         return train_command(recipe + rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    return quickstart_command()
+    command = {
+        "quickstart": lambda _: quickstart_command(),
+        "push": push_command,
+        "versions": versions_command,
+        "card": card_command,
+        "doctor": lambda _: doctor_command(),
+    }
+    return command[chosen.command](chosen)
+
+
+def push_command(chosen: argparse.Namespace) -> int:
+    """papo-hub push RUN OWNER/NAME. Returns the exit code."""
+
+    def run() -> None:
+        from papo_hub.hub import prepared, push_run
+        from papo_hub.hub.run import listed
+
+        if not is_repository_id(chosen.repo_id):
+            raise ConfigError(f"{chosen.repo_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'.")
+        if chosen.dry_run:
+            print(listed(prepared(chosen.run, chosen.repo_id, chosen.revision, chosen.tag, chosen.format)))
+            print(
+                f"This would go to {chosen.repo_id}, branch {chosen.revision}, tag {chosen.tag or 'none'}; nothing was sent."
+            )
+            return
+        version = push_run(
+            chosen.run,
+            chosen.repo_id,
+            revision=chosen.revision,
+            tag=chosen.tag,
+            private=chosen.private,
+            format=chosen.format,
+        )
+        revision = version.tag or (None if version.branch == "main" else version.branch)
+        pinned = f', revision="{revision}"' if revision else ""
+        print(f'{version.url}\nAutoModelForImageTextToText.from_pretrained("{version.repo_id}"{pinned}, dtype="auto")')
+
+    return _guarded(run)
+
+
+def versions_command(chosen: argparse.Namespace) -> int:
+    """papo-hub versions OWNER/NAME. Returns the exit code."""
+
+    def run() -> None:
+        from papo_hub.hub.versions import table, versions
+
+        print(table(versions(chosen.repo_id)))
+
+    return _guarded(run)
+
+
+def card_command(chosen: argparse.Namespace) -> int:
+    """papo-hub card RUN_OR_SPEC [OWNER/NAME]. Returns the exit code."""
+
+    def run() -> None:
+        from papo_hub.card import render_spec, write_card
+
+        if chosen.source.is_file():
+            print(render_spec(chosen.source))
+        else:
+            print(write_card(chosen.source, chosen.repo_id, chosen.revision))
+
+    return _guarded(run)
+
+
+def doctor_command() -> int:
+    """papo-hub doctor. Returns 1 where something needs mending."""
+    from papo_hub.hub.doctor import examine, report
+
+    text, well = report(examine())
+    print(text)
+    return 0 if well else 1
 
 
 def train_command(arguments: list[str]) -> int:
@@ -139,6 +226,7 @@ def _guarded(run) -> int:
     from papo_hub.checkpoint import CheckpointError
     from papo_hub.data import DataError
     from papo_hub.experience import SamplingExhausted
+    from papo_hub.hub import HubError
     from papo_hub.trainer import TrainingDiverged
     from papo_hub.workers import WorkerDied
 
@@ -147,6 +235,7 @@ def _guarded(run) -> int:
         DataError,
         CheckpointError,
         FileNotFoundError,
+        HubError,
         SamplingExhausted,
         TrainingDiverged,
         WorkerDied,

@@ -13,6 +13,7 @@ from papo_hub.batch import Prompt
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, encode_all, load_rows, stream_rows
 from papo_hub.digits import DigitRows
+from papo_hub.hub.resume import SCHEME, fetch_checkpoint
 from papo_hub.masking import RandomPatchMask
 from papo_hub.modeling import load_processor
 from papo_hub.plugins import PerceptionPlugin
@@ -44,6 +45,14 @@ def check_run_folder(run: Path, checkpoint: Path | None, config: TrainConfig) ->
             f"output_dir: {run} already holds a run. Continue it with --resume_from_checkpoint latest, "
             "or choose another --output_dir."
         )
+
+
+def resume_point(config: TrainConfig) -> str | None:
+    """`resume_from_checkpoint`; of an address on the Hub, the folder that it was brought to. As `fetch_checkpoint`."""
+    address = config.resume_from_checkpoint
+    return (
+        str(fetch_checkpoint(address, Path(config.output_dir))) if address and address.startswith(SCHEME) else address
+    )
 
 
 def training_rows(config: TrainConfig) -> Rows | StreamedRows:

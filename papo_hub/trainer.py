@@ -23,6 +23,7 @@ from papo_hub.checkpoint import find_checkpoint, load_optimizer, load_state, sav
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.runner import measure
 from papo_hub.experience import collect
+from papo_hub.hub import Uploads
 from papo_hub.objectives import Logprobs
 from papo_hub.plugins import PapoAccelerator, PerceptionPlugin, RewardPlugin, RolloutPlugin, global_counts, syncing
 from papo_hub.preparation import (
@@ -33,6 +34,7 @@ from papo_hub.preparation import (
     load_reference,
     prompt_stream,
     recipe_processor,
+    resume_point,
     steps_of,
     training_rows,
     write_provenance,
@@ -72,7 +74,8 @@ def train(config: TrainConfig) -> Path:
     check_processes(config, accelerator.num_processes)
     check_model(config)
     run = Path(config.output_dir)
-    checkpoint = find_checkpoint(config.resume_from_checkpoint, run / "checkpoints")
+    with accelerator.main_process_first():  # what lies on the Hub is brought here once
+        checkpoint = find_checkpoint(resume_point(config), run / "checkpoints")
     check_run_folder(run, checkpoint, config)
 
     # Data, then models: a wrong dataset is found before any weight is loaded.
@@ -118,6 +121,7 @@ def train(config: TrainConfig) -> Path:
     accelerator.init_trackers(
         "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run_name, "resume": "allow"}}
     )
+    uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
     eval_prompts = evaluation_prompts(config, processor)
     if eval_prompts and done == 0:
         evaluate(run, "before", engine, policy, eval_prompts, accelerator, config)
@@ -175,7 +179,10 @@ def train(config: TrainConfig) -> Path:
                 "scheduler": scheduler.state_dict(),
                 "stream": stream.state_dict(),
             }
-            save_checkpoint(run / "checkpoints", step + 1, model, processor, optimizer, state, config.save_total_limit)
+            folder = run / "checkpoints"
+            uploads.saved(
+                save_checkpoint(folder, step + 1, model, processor, optimizer, state, config.save_total_limit)
+            )
         accelerator.wait_for_everyone()
 
     log.close()
@@ -185,6 +192,7 @@ def train(config: TrainConfig) -> Path:
     if accelerator.is_main_process:
         export_model(run / "model", model, processor, config)
         finish_run(run, model, processor, eval_prompts[:16] or stream.take(1), config)
+        uploads.finish()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run

@@ -21,6 +21,7 @@ from papo_hub.masking import RandomPatchMask
 from papo_hub.modeling import load_processor
 from papo_hub.modeling.tiny import build_tiny
 from papo_hub.randomness import derived_generator
+from papo_hub.trainer import train
 from papo_hub.warmup import WarmupConfig, warm_up
 
 torch.set_num_threads(1)
@@ -89,6 +90,15 @@ def fast_config(tiny_model_folder, tmp_path):
         return build(FAST | places | overrides)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_model_folder, tmp_path_factory) -> Path:
+    """A run of two steps, measured before and after; not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("finished")
+    places = {"model_name_or_path": str(tiny_model_folder), "output_dir": str(folder / "run")}
+    measured = {"max_steps": 2, "eval_dataset_name": "digits", "eval_problems": 6, "eval_samples": 2}
+    return train(build(FAST | places | measured))
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""What versions a repository has, and what made each: `papo-hub versions OWNER/NAME`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from papo_hub.card import NAMES, headline
+from papo_hub.hub.client import Client
+from papo_hub.hub.publish import Repository
+
+RECORDS = ("config.yaml", "evaluation.json")  # of a version that papo_hub pushed
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One branch or tag. `None` where the version does not say."""
+
+    version: str
+    kind: str
+    commit: str
+    variant: str | None
+    gamma: float | None
+    base: str | None
+    dataset: str | None
+    overall: float | None  # avg@k in percent
+    vision: float | None
+    date: str
+
+
+def versions(repo_id: str, client: Client | None = None) -> list[Row]:
+    """Every tag and branch of a model repository, tags first, newest first.
+
+    Raises HubError: no such repository, or no way to it.
+    """
+    repository = Repository(client or Client(), repo_id)
+    branches, tags = repository.refs()
+    told: dict[str, dict[str, Any]] = {}
+    rows = []
+    for kind, refs in (("tag", tags), ("branch", branches)):
+        for name, commit in refs.items():
+            if commit not in told:
+                told[commit] = _record(repository, commit)
+            rows.append(Row(version=name, kind=kind, commit=commit, **told[commit]))
+    return sorted(rows, key=lambda row: (row.kind == "tag", row.date), reverse=True)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in columns, as text."""
+    titles = [field.name for field in fields(Row)]
+    titles[titles.index("gamma")] = "γ"
+    cells = [titles] + [[_cell(value) for value in astuple(row)] for row in rows]
+    for row in cells[1:]:
+        row[2] = row[2][:10]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _record(repository: Repository, commit: str) -> dict[str, Any]:
+    """What a commit says of its model, read from the files that a push puts there."""
+    held = repository.held(commit)
+    recipe: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    for name in RECORDS:
+        if name in held:
+            file = Path(repository.call(f"read {name} of", "hf_hub_download", filename=name, revision=commit))
+            try:
+                if name == "config.yaml":
+                    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+                    recipe = content if isinstance(content, dict) else {}
+                else:
+                    figures = headline(file.parent)
+            except (yaml.YAMLError, json.JSONDecodeError, ValueError):
+                continue  # somebody else's file of that name
+    newest = repository.call("list the commits of", "list_repo_commits", revision=commit)[0]
+    dataset, revision = recipe.get("dataset_name"), recipe.get("dataset_revision")
+    objective = recipe.get("objective")
+    return {
+        "variant": NAMES.get(objective, objective),
+        "gamma": recipe.get("gamma"),
+        "base": recipe.get("model_name_or_path"),
+        "dataset": f"{dataset}@{revision}" if dataset and revision else dataset,
+        "overall": figures.get("overall"),
+        "vision": figures.get("vision"),
+        "date": newest.created_at.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return NOTHING
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "".join(char if char.isprintable() else " " for char in text)[:60]

@@ -1,0 +1,387 @@
+"""From a run to the Hub and back: what is pushed, listed, pushed while training goes on, and resumed."""
+
+import json
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+import yaml
+from hub.server import HubServer
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file
+
+import papo_hub.hub.uploads
+from papo_hub.card import check_card
+from papo_hub.checkpoint import CheckpointError
+from papo_hub.cli import main
+from papo_hub.config import build
+from papo_hub.hub import Client, HubError, Uploads, fetch_checkpoint, push_run, versions
+from papo_hub.hub.doctor import examine, report
+from papo_hub.hub.run import public_path
+from papo_hub.hub.versions import table
+from papo_hub.tracking import read_metrics
+from papo_hub.trainer import train
+
+NAME = "alice/digits-papo"
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "papo_g")
+
+
+@pytest.fixture
+def here(hub, monkeypatch):
+    """The environment of somebody who is logged in to the Hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", hub.write_token)
+    monkeypatch.setattr(papo_hub.hub.uploads, "Client", lambda: Client(wait=0.01, timeout=5))
+    return hub
+
+
+def variant(run, folder, **recipe):
+    """The same run under another recipe, with other weights."""
+    shutil.copytree(run, folder)
+    content = yaml.safe_load((folder / "config.yaml").read_text()) | recipe
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    (folder / "model" / "generation_config.json").write_text(json.dumps(recipe))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------- push
+
+
+def test_what_a_version_holds(here, run, capsys):
+    assert main(["push", str(run), NAME, "--revision", "gamma-0.02", "--tag", "v1.0"]) == 0
+    assert f'from_pretrained("{NAME}", revision="v1.0", dtype="auto")' in capsys.readouterr().out
+    files = here.repo(NAME).files("v1.0")
+    expected = {"model.safetensors", "config.json", "README.md", "config.yaml", "metrics.jsonl", "evaluation.json"}
+    expected |= {"provenance.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"}
+    expected |= {f"figures/{name}.png" for name in ("overview", "reward", "perception", "before_after", "example")}
+    assert expected <= set(files) and "samples.md" not in files
+    for path, content in files.items():
+        assert (
+            path == ".gitattributes" or (run / "model" / path).read_bytes() == content
+        )  # the folder, as it lies there
+    card = files["README.md"].decode()
+    assert f'AutoModelForImageTextToText.from_pretrained("{NAME}", revision="v1.0", dtype="auto")' in card
+    assert ModelCard(card).data.pipeline_tag == "image-text-to-text"
+    assert [commit.title for commit in here.repo(NAME).log("gamma-0.02")][0] == "PAPO-G, gamma 0.02, 2 steps"
+    for path, content in files.items():
+        if not path.endswith((".png", ".safetensors")):
+            assert str(run.parent).encode() not in content and b"hf_" not in content, path
+
+
+def test_dry_run_lists_what_would_go_and_sends_nothing(here, run, capsys):
+    assert main(["push", str(run), NAME, "--tag", "v1.0", "--dry_run"]) == 0
+    listed = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[:-2]]
+    assert here.requests == []
+    assert main(["push", str(run), NAME, "--tag", "v1.0"]) == 0
+    held = here.repo(NAME).files("v1.0")
+    import hashlib
+
+    assert {path: (size, sha256) for size, sha256, path in listed} == {
+        path: (f"{len(content):,}", hashlib.sha256(content).hexdigest())
+        for path, content in held.items()
+        if path != ".gitattributes"
+    }
+
+
+def test_pushing_a_run_again_sends_nothing(here, run):
+    first = push_run(run, NAME, tag="v1.0")
+    assert push_run(run, NAME, tag="v1.0") == first.__class__(**{**vars(first), "sent": (), "removed": ()})
+    assert len(here.repo(NAME).log()) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["no/where", NAME], "no finished run: it has no config.yaml"),
+        (["{run}", "no-owner"], "must be OWNER/NAME"),
+        (["{run}/checkpoints", NAME], "no finished run"),
+    ],
+)
+def test_bad_input_is_one_message(here, run, capsys, arguments, words):
+    assert main(["push", *(argument.format(run=run) for argument in arguments)]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors and "Traceback" not in errors and here.requests == []
+
+
+def test_a_run_that_did_not_finish(here, run, capsys):
+    shutil.rmtree(run / "model")
+    assert main(["push", str(run), NAME]) == 2
+    assert "it has no model/. Finish it (--resume_from_checkpoint latest)" in capsys.readouterr().err
+
+
+def test_no_folder_of_this_machine_is_told(run, tmp_path):
+    assert public_path("/home/alice/models/tiny") == "…/tiny"
+    assert public_path("~/models/tiny") == "…/tiny"
+    assert public_path("Qwen/Qwen2.5-VL-3B-Instruct") == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert public_path("runs/tiny/warmup") == "runs/tiny/warmup"
+
+
+LOAD = """
+import json, sys
+import torch
+from transformers import AutoModelForImageTextToText
+from safetensors.torch import load_file
+model, info = AutoModelForImageTextToText.from_pretrained({name!r}, revision={revision!r}, output_loading_info=True{more})
+assert not any(info.values()), info
+ids = torch.tensor([[6, 7, 8, 9]])
+out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+print(json.dumps([type(model).__name__, out.tolist(), "papo_hub" in sys.modules]))
+"""
+
+
+def without_papo_hub(tmp_path):
+    """A PYTHONPATH on which papo_hub cannot be imported."""
+    (tmp_path / "blocked" / "papo_hub").mkdir(parents=True)
+    (tmp_path / "blocked" / "papo_hub" / "__init__.py").write_text("raise ModuleNotFoundError('papo_hub')")
+    return str(tmp_path / "blocked")
+
+
+def test_both_formats_load_pinned_on_a_computer_without_papo_hub(here, run, elsewhere, tmp_path):
+    push_run(run, NAME, tag="v1.0")
+    push_run(run, f"{NAME}-wrapped", tag="v1.0", format="papo")
+    other = variant(run, tmp_path / "newer")
+    weights = load_file(other / "model" / "model.safetensors")
+    torch.manual_seed(0)
+    from safetensors.torch import save_file
+
+    save_file(
+        {k: torch.randn_like(v) for k, v in weights.items()}, other / "model" / "model.safetensors", {"format": "pt"}
+    )
+    push_run(other, NAME, tag="v2.0")  # main moves on; the pinned version does not
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(run / "model")
+    ids = torch.tensor([[6, 7, 8, 9]])
+    ours = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+    ).tolist()
+    path = without_papo_hub(tmp_path)
+    plain = json.loads(elsewhere(LOAD.format(name=NAME, revision="v1.0", more=""), PYTHONPATH=path).splitlines()[-1])
+    assert plain == ["Qwen2_5_VLForConditionalGeneration", ours, False]
+    script = LOAD.format(name=f"{NAME}-wrapped", revision="v1.0", more=", trust_remote_code=True")
+    wrapped = json.loads(elsewhere(script, PYTHONPATH=path).splitlines()[-1])
+    assert wrapped == ["PapoForConditionalGeneration", ours, False]
+    refused = elsewhere(script.replace(", trust_remote_code=True", ""), PYTHONPATH=path, check=False)
+    assert refused.returncode != 0 and "trust_remote_code" in refused.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------ versions
+
+
+def test_versions_of_two_variants(here, run, tmp_path, capsys):
+    push_run(run, NAME, revision="gamma-0.02", tag="v1.0")
+    time.sleep(0.01)
+    push_run(variant(run, tmp_path / "b", gamma=0.05, dataset_revision="v3"), NAME, revision="gamma-0.05", tag="v1.1")
+    rows = {row.version: row for row in versions(NAME)}
+    assert set(rows) == {"v1.0", "v1.1", "gamma-0.02", "gamma-0.05", "main"}
+    assert (rows["v1.0"].gamma, rows["v1.1"].gamma) == (0.02, 0.05)
+    assert rows["v1.0"].variant == "PAPO-G" and rows["v1.0"].commit == here.repo(NAME).tags["v1.0"]
+    assert rows["v1.0"].dataset == "digits" and rows["v1.1"].dataset == "digits@v3" and rows["v1.0"].base == "…/base"
+    measured = {(r["when"], r["view"], r["group"]): r for r in json.loads((run / "evaluation.json").read_text())}
+    assert rows["v1.0"].overall == pytest.approx(100 * measured["after", "clean", "all"]["accuracy"], abs=0.01)
+    assert rows["main"].variant is rows["main"].gamma is rows["main"].overall is None
+    assert main(["versions", NAME]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["version", "v1.1", "v1.0", "gamma-0.05", "gamma-0.02", "main"]
+    assert shown == table(versions(NAME)).splitlines()
+
+
+def test_versions_of_a_repository_that_is_not_there(here, capsys):
+    assert main(["versions", "alice/none"]) == 2
+    assert "Check the name" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ while training
+
+
+def config_of(finished_run, tmp_path, name, **more):
+    recipe = yaml.safe_load((finished_run / "config.yaml").read_text())
+    measured = {"eval_dataset_name": None, "save_steps": 1, "output_dir": str(tmp_path / name)}
+    return build(recipe | measured | more)
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint"])
+def test_training_pushes_what_the_strategy_says(here, finished_run, tmp_path, strategy):
+    config = config_of(
+        finished_run, tmp_path, "run", hub_model_id=NAME, hub_strategy=strategy, hub_revision="gamma-0.02"
+    )
+    run = train(config)
+    repo = here.repo(NAME)
+    files = repo.files("gamma-0.02")
+    assert files["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+    assert ("last-checkpoint/trainer_state.json" in files) == (strategy == "checkpoint")
+    assert 'revision="gamma-0.02"' in files["README.md"].decode()
+    assert not (run / "uploads").exists()
+    if strategy == "end":
+        assert len(repo.log("gamma-0.02")) == 2
+
+
+def test_a_checkpoint_is_a_version_of_its_own(here, finished_run, tmp_path):
+    config = config_of(finished_run, tmp_path, "x", hub_model_id=NAME, hub_strategy="every_save")
+    lines = []
+    uploads = Uploads(finished_run, config, lines.append)
+    newest = finished_run / "checkpoints" / "step-000002"
+    uploads.saved(newest)
+    wait_for(lambda: lines)
+    assert lines == [f"pushed step-000002 to {NAME}, main"]
+    files = here.repo(NAME).files()
+    assert files["model.safetensors"] == (newest / "model.safetensors").read_bytes()
+    assert json.loads(files["config.json"])["papo"]["gamma"] == 0.02
+    assert not any(path.startswith("last-checkpoint/") or "optimizer" in path for path in files)
+    uploads._stop()
+
+
+def test_a_newer_checkpoint_passes_an_older_one_that_waits(here, finished_run, tmp_path):
+    lines, gate = [], threading.Event()
+    config = config_of(finished_run, tmp_path, "x", hub_model_id=NAME, hub_strategy="every_save")
+    uploads = Uploads(finished_run, config, lines.append)
+    here.before_commit = gate.wait
+    folders = []
+    for step in (1, 2, 3):
+        folders.append(tmp_path / f"step-{step:06d}")
+        shutil.copytree(finished_run / "checkpoints" / "step-000002", folders[-1])
+        started = time.monotonic()
+        uploads.saved(folders[-1])
+        assert time.monotonic() - started < 1  # whatever the Hub does
+        shutil.rmtree(folders[-1])  # the rotation
+        if step == 1:
+            wait_for(lambda: here.count("POST", "preupload"))
+    gate.set()
+    wait_for(lambda: len(lines) == 2)
+    assert [line.split()[1] for line in lines] == ["step-000001", "step-000003"]
+    uploads._stop()
+
+
+def test_training_goes_on_without_the_hub(here, finished_run, tmp_path, capsys):
+    here.faults.add("500", times=10**6)
+    client = Client(wait=0.0, tries=2, timeout=2)
+    papo_hub.hub.uploads.Client = lambda: client  # restored with the fixture
+    run = train(config_of(finished_run, tmp_path, "run", hub_model_id=NAME, hub_strategy="every_save"))
+    assert (run / "model" / "model.safetensors").is_file()
+    printed = "".join(capsys.readouterr())
+    assert "the run is complete but was not pushed" in printed and f"papo-hub push {run} {NAME}" in printed
+    here.faults.clear()
+    assert main(["push", str(run), NAME]) == 0
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.fixture
+def pushed(here, finished_run, tmp_path):
+    """A run of two steps whose last checkpoint is on the Hub."""
+    return train(config_of(finished_run, tmp_path, "first", hub_model_id=NAME, hub_strategy="checkpoint"))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(pushed, finished_run, tmp_path):
+    whole = train(config_of(finished_run, tmp_path, "whole", max_steps=4))
+    shutil.rmtree(pushed)
+    config = config_of(finished_run, tmp_path, "second", max_steps=4, resume_from_checkpoint=f"hub://{NAME}@main")
+    second = train(config)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (second, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    rows = [
+        [{key: value for key, value in row.items() if not key.startswith("time/")} for row in read_metrics(file)]
+        for file in (second / "metrics.jsonl", whole / "metrics.jsonl")
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 4  # the first two came from the Hub
+    assert json.loads((second / "provenance.json").read_text())["resumed"]
+
+
+def test_what_is_there_is_not_fetched_again(pushed, here, tmp_path):
+    first = fetch_checkpoint(f"hub://{NAME}@main", tmp_path / "a")
+    here.requests.clear()
+    (first / "model.safetensors").write_bytes(b"cut off")
+    assert fetch_checkpoint(f"hub://{NAME}", tmp_path / "a") == first
+    files = {request.path.split("/")[-1] for request in here.requests if "/resolve/" in request.path}
+    assert files <= {"model.safetensors"}
+    assert (first / "model.safetensors").read_bytes() == here.repo(NAME).files()["last-checkpoint/model.safetensors"]
+
+
+def test_bytes_that_changed_on_the_way_are_refused(pushed, here, tmp_path):
+    path = "last-checkpoint/optimizer.safetensors"
+    blob = here.repo(NAME).commit_at("main").tree[path]
+    good = blob.data
+    object.__setattr__(blob, "data", bytes([good[0] ^ 1]) + good[1:])
+    with pytest.raises(CheckpointError, match=f"{path} did not arrive as"):
+        fetch_checkpoint(f"hub://{NAME}", tmp_path / "a")
+    assert not (tmp_path / "a" / "checkpoints").rglob("optimizer.safetensors*") or not list(
+        (tmp_path / "a").rglob("optimizer.safetensors*")
+    )
+    object.__setattr__(blob, "data", good)
+    assert (fetch_checkpoint(f"hub://{NAME}", tmp_path / "a") / "optimizer.safetensors").read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    "address, words", [("hub://nobody", "is not hub://OWNER/NAME@REVISION"), (f"hub://{NAME}@", "is not hub://")]
+)
+def test_an_address_that_is_none(here, tmp_path, address, words):
+    with pytest.raises(CheckpointError, match=words):
+        fetch_checkpoint(address, tmp_path)
+
+
+def test_a_version_without_a_checkpoint(here, run, tmp_path):
+    push_run(run, NAME)
+    with pytest.raises(CheckpointError, match="holds no checkpoint to go on from"):
+        fetch_checkpoint(f"hub://{NAME}", tmp_path)
+    with pytest.raises(HubError):
+        fetch_checkpoint("hub://alice/none", tmp_path)
+
+
+def test_a_pickled_checkpoint_is_refused(here, api, tmp_path):
+    api.create_repo(NAME)
+    for name in ("trainer_state.json", "optimizer.pt"):
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo=f"last-checkpoint/{name}", repo_id=NAME)
+    with pytest.raises(CheckpointError, match="holds last-checkpoint/optimizer.pt, which is not loaded"):
+        fetch_checkpoint(f"hub://{NAME}", tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------------- doctor
+
+
+def findings(client):
+    return {finding.name: finding for finding in examine(client)}
+
+
+def test_doctor_tells_who_is_logged_in(here):
+    assert findings(Client())["token"].text.startswith("alice, role write, from HF_TOKEN")
+    assert findings(Client(here.read_token))["token"].state == "absent"
+    assert findings(Client("hf_" + "x" * 34, wait=0))["token"].state == "wrong"
+    assert main(["doctor"]) == 0
+
+
+def test_doctor_without_a_server_or_a_token(here, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    assert findings(Client())["token"].state == "absent"
+    with HubServer() as gone:
+        url = gone.url
+    found = findings(Client("hf_" + "x" * 34, url, tries=2, wait=0))
+    assert found["endpoint"].state == "wrong" and "token" not in found
+    text, well = report(iter(found.values()))
+    assert not well and "✗ endpoint" in text and "hf_xxx" not in text
+
+
+def test_every_absence_says_what_it_means(here, monkeypatch):
+    monkeypatch.setattr("papo_hub.hub.doctor.importlib.util.find_spec", lambda name: None)
+    for name in ("torchvision", "vllm", "flash-attn", "peft"):
+        finding = findings(Client())[name]
+        assert finding.state == "absent" and finding.text.startswith("not installed: ")
+
+
+def test_the_pushed_card_holds_its_checks(run):
+    from papo_hub.hub.run import prepared
+
+    assert check_card(prepared(run, NAME, "main", "v1.0") / "README.md") == []
