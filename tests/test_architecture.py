@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "papo_hub"
 
 LAYERS = {
-    0: "version resources config batch images masking randomness rewards grading workers objectives metrics",
+    0: "version resources redaction config batch images masking randomness rewards grading workers objectives metrics",
     1: "modeling",
     2: "data stream digits head logprobs prefix_attention shared_prefix rollout",
     3: "experience trainer preparation dry_run warmup report card dataset figures checkpoint tracking guard plugins "

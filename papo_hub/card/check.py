@@ -16,7 +16,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from markdown_it import MarkdownIt
 
-from papo_hub.card.escape import FOLDER, TOKEN, plain
+from papo_hub.card.escape import FOLDER, plain
+from papo_hub.redaction import TOKEN
 
 # Of huggingface.co/docs/hub/repositories-licenses.
 _LICENSES = """

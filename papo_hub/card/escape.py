@@ -7,7 +7,6 @@ from typing import Any
 
 from papo_hub.redaction import redact
 
-TOKEN = re.compile(r"(hf|api_org)_(?!transfer\b)[A-Za-z0-9]{8,}\w*")  # wherever in a word; hf_transfer is a library
 # A folder of a machine: at least one "/name/" that neither continues a relative path nor follows a URL's scheme.
 FOLDER = re.compile(
     r"(?:file:/*|(?<![\w./…])(?!(?<=:)//)(?:~[\w.-]*)?)/+(?:[^\s/<>…]+/+)+|\b[A-Za-z]:\\(?:[^\s\\…]+\\)+"
@@ -24,7 +23,7 @@ def plain(value: Any) -> str:
         value = f"{value:g}"
     line = "".join(char if char.isprintable() else " " for char in str(value))
     line = _LOGIN.sub("://…@", _GIVEN.sub(r"\1…", line))
-    return FOLDER.sub("…/", redact(TOKEN.sub(r"\1_…", line)))
+    return FOLDER.sub("…/", redact(line))
 
 
 def text(value: Any) -> str:

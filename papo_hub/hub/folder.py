@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from papo_hub.hub.client import HubError
-from papo_hub.redaction import TOKEN
 
 HIDDEN_BUT_SENT = (".eval_results",)  # the folder in which the Hub looks for evaluation results
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{30,}")  # a whole one: a word such as hf_datasets is no reason to refuse
 SEARCHED_FOR_TOKENS = (".md", ".yaml", ".yml", ".json", ".jsonl", ".txt", ".jinja", ".py")
 
 # What a version consists of. A file of these names that the new version lacks is removed with it: a loader that finds
@@ -36,11 +37,11 @@ class Item:
     blob: str  # SHA-1 of a git blob: how the Hub names what is not in large file storage
 
 
-def listing(folder: Path) -> list[Item]:
+def listing(folder: Path, token: str | None = None) -> list[Item]:
     """Every file below `folder` that is sent, hidden ones and caches excepted, sorted by path.
 
     Raises:
-        HubError: there is none; a link leads out of the folder; a file is pickled or holds a token.
+        HubError: there is none; a link leads out of the folder; a file is pickled, or holds `token` or another one.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,18 +61,18 @@ def listing(folder: Path) -> list[Item]:
                 "Remove it, or save the weights again with save_pretrained."
             )
         if file.suffix.lower() in SEARCHED_FOR_TOKENS:
-            refuse_tokens(file)
+            refuse_tokens(file, token)
         items.append(Item("/".join(parts), file, file.stat().st_size, *hashes(file)))
     if not items:
         raise HubError(f"{folder} holds nothing to push.")
     return items
 
 
-def refuse_tokens(file: Path) -> None:
-    """Raises HubError for a text in which something reads like an access token."""
+def refuse_tokens(file: Path, token: str | None) -> None:
+    """Raises HubError for a text that holds `token`, or something that reads like an access token."""
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
-            if TOKEN.search(line):
+            if TOKEN.search(line) or (token and token in line):
                 raise HubError(f"{file}, line {number} holds what reads like an access token; take it out, then push.")
 
 

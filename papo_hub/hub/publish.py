@@ -117,7 +117,7 @@ def publish(
     client = client or Client()
     if client.token is None:
         raise HubError("There is no token to push with. Log in with `hf auth login`, or set HF_TOKEN.")
-    items = listing(folder)
+    items = listing(folder, client.token)
     repository = Repository(client, repo_id, repo_type)
     repository.ensure(private)
     branches, tags = repository.refs()

@@ -35,6 +35,8 @@ def run(finished_run, tmp_path):
 @pytest.fixture
 def here(hub, monkeypatch):
     """The environment of somebody who is logged in to the Hub."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", hub.write_token)
     monkeypatch.setattr(papo_hub.hub.uploads, "Client", lambda: Client(wait=0.01, timeout=5))
@@ -182,7 +184,7 @@ def test_versions_of_two_variants(here, run, tmp_path, capsys):
     assert set(rows) == {"v1.0", "v1.1", "gamma-0.02", "gamma-0.05", "main"}
     assert (rows["v1.0"].gamma, rows["v1.1"].gamma) == (0.02, 0.05)
     assert rows["v1.0"].variant == "PAPO-G" and rows["v1.0"].commit == here.repo(NAME).tags["v1.0"]
-    assert rows["v1.0"].dataset == "digits" and rows["v1.1"].dataset == "digits@v3" and rows["v1.0"].base == "…/base"
+    assert rows["v1.0"].dataset == "digits" and rows["v1.1"].dataset == "digits@v3" and rows["v1.0"].base == "…/model"
     measured = {(r["when"], r["view"], r["group"]): r for r in json.loads((run / "evaluation.json").read_text())}
     assert rows["v1.0"].overall == pytest.approx(100 * measured["after", "clean", "all"]["accuracy"], abs=0.01)
     assert rows["main"].variant is rows["main"].gamma is rows["main"].overall is None

@@ -93,6 +93,10 @@ def test_a_token_is_found_before_it_leaves(folder):
     with pytest.raises(HubError, match=r"config.yaml, line 2 holds what reads like an access token") as caught:
         listing(folder)
     assert TOKEN not in str(caught.value)
+    (folder / "config.yaml").write_text("b: hf_datasets and swordfish\n")
+    listing(folder)
+    with pytest.raises(HubError, match="line 1 holds what reads like an access token"):
+        listing(folder, "swordfish")
 
 
 def test_nothing_to_push(tmp_path):

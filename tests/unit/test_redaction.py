@@ -11,9 +11,11 @@ TOKEN = "hf_" + "AbCd1234" * 4
     "text, expected",
     [
         (f"GET with {TOKEN} failed", "GET with hf_… failed"),
-        (f"Authorization: Bearer {TOKEN}", "Authorization: Bea…"),
+        (f"Authorization: Bearer {TOKEN}", "Authorization: Bearer …"),
         ("PUT https://storage/x/y?X-Amz-Signature=abc&e=1 gave 403", "PUT https://storage/x/y?… gave 403"),
         ("see https://huggingface.co/settings/tokens", "see https://huggingface.co/settings/tokens"),
+        (f"my_{TOKEN}_2", "my_hf_…"),
+        ("pip install hf_transfer", "pip install hf_transfer"),
         ("hf_token is a key, not a token", "hf_token is a key, not a token"),
     ],
 )

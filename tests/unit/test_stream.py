@@ -399,6 +399,8 @@ def test_blocks_differ_from_epoch_to_epoch_and_hold_neighbours():
         turn = [shards.index(shard) * sizes[0] + number for shard, number in order]
         assert 5 < max(abs(i - t) for i, t in enumerate(turn)) < 10
         assert sum(a + 1 == b for a, b in zip(turn, turn[1:], strict=False)) < 20
+    small = [place.key for place in walk([20], buffer_size=1000)]
+    assert small[:20] != small[20:], "nor do blocks keep their order where the buffer holds everything"
     starts = [{tuple(place.after[1:3]) for place in places if place.epoch == epoch} for epoch in range(3)]
     assert len({frozenset(found) for found in starts}) == 3, "else the same rows would always share a block"
 
