@@ -85,6 +85,73 @@ def push_command(chosen: argparse.Namespace) -> int:
     return _guarded(run)
 
 
+def push_dataset_command(arguments: list[str]) -> int:
+    """recipes/push_dataset.py SOURCE OWNER/NAME. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="recipes/push_dataset.py",
+        description="Rows of problem, answer and images → a checked dataset on the Hub, with card and statistics.",
+    )
+    parser.add_argument("source", help="a folder, a parquet or JSON-lines file, a Hub dataset id, or digits")
+    parser.add_argument("repo_id", help="OWNER/NAME; created where it does not exist")
+    parser.add_argument("--split", nargs="+", default=["train"], help="splits of the source (default: train)")
+    parser.add_argument("--limit", type=int, help="only the first so many rows of each split")
+    parser.add_argument("--source_revision", help="branch, tag or commit of a source on the Hub")
+    for name in ("problem", "answer", "images"):
+        parser.add_argument(f"--{name}_column", default=name, help=f"the source's name for {name}")
+    parser.add_argument("--text_columns", nargs="+", default=[], help="further columns of text to keep")
+    parser.add_argument("--license", help="as the Hub spells it, e.g. cc-by-4.0 (default: unknown)")
+    parser.add_argument("--language", help="of problems and answers, e.g. en")
+    parser.add_argument("--pretty_name", help="how the card calls the dataset")
+    parser.add_argument("--drop_unusable", action="store_true", help="leave unusable rows out and list them")
+    parser.add_argument("--folder", type=Path, help="where the dataset is written (default: datasets/OWNER/NAME)")
+    parser.add_argument("--revision", default="main", help="the branch (default: main)")
+    parser.add_argument("--tag", help="one per release, e.g. v1.0; never moved")
+    parser.add_argument("--private", action="store_true", help="create the repository private")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="write and list the dataset; send nothing")
+    chosen = parser.parse_args(arguments)
+
+    def run() -> None:
+        from papo_hub.dataset import build_dataset
+        from papo_hub.hub import publish
+        from papo_hub.hub.run import listed
+
+        if not is_repository_id(chosen.repo_id):
+            raise ConfigError(f"{chosen.repo_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'.")
+        report = build_dataset(
+            chosen.source,
+            chosen.folder or Path("datasets", chosen.repo_id),
+            splits=chosen.split,
+            columns={name: getattr(chosen, f"{name}_column") for name in ("problem", "answer", "images")},
+            revision=chosen.source_revision,
+            limit=chosen.limit,
+            tags=chosen.text_columns,
+            repo_id=chosen.repo_id,
+            tag=chosen.tag,
+            license=chosen.license,
+            language=chosen.language,
+            pretty_name=chosen.pretty_name,
+            drop_unusable=chosen.drop_unusable,
+        )
+        print(report)
+        if chosen.dry_run:
+            print(f"{listed(report.folder)}\nThis would go to {chosen.repo_id}; nothing was sent.")
+            return
+        rows = sum(split["rows"] for split in report.statistics["splits"].values())
+        version = publish(
+            report.folder,
+            chosen.repo_id,
+            repo_type="dataset",
+            branch=chosen.revision,
+            tag=chosen.tag,
+            message=f"{rows} rows",
+            private=chosen.private,
+            say=print,
+        )
+        print(version.url)
+
+    return _guarded(run)
+
+
 def versions_command(chosen: argparse.Namespace) -> int:
     """papo-hub versions OWNER/NAME. Returns the exit code."""
 
@@ -102,10 +169,13 @@ def card_command(chosen: argparse.Namespace) -> int:
     def run() -> None:
         from papo_hub.card import render_spec, write_card
 
-        if chosen.source.is_file():
-            print(render_spec(chosen.source))
-        else:
-            print(write_card(chosen.source, chosen.repo_id, chosen.revision))
+        try:
+            if chosen.source.is_file():
+                print(render_spec(chosen.source))
+            else:
+                print(write_card(chosen.source, chosen.repo_id, chosen.revision))
+        except ValueError as error:  # a file that does not hold what its name says
+            raise ConfigError(str(error)) from None
 
     return _guarded(run)
 

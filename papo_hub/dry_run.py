@@ -73,7 +73,7 @@ def _arithmetic(config: TrainConfig, num_processes: int) -> str:
 def _data(config: TrainConfig) -> str:
     wanted = columns(config)
     try:
-        if (
+        if not config.streaming and (
             config.dataset_name == "digits"
             or "/" not in config.dataset_name
             or config.dataset_name.startswith((".", "/"))

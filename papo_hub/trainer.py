@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> Path:
     rows = training_rows(config)
     processor = recipe_processor(config)
     stream = prompt_stream(rows, processor, config, perception)
-    max_steps = steps_of(config, len(rows))
+    max_steps = steps_of(config, None if config.streaming else len(rows))
     set_seed(config.seed)  # for libraries that draw from the global state; nothing here does
     model = load_model(config, checkpoint)
     reference = None

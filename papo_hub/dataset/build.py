@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from papo_hub.card import check_card, plain
 from papo_hub.card.check import LICENSES
-from papo_hub.config import is_repository_id
+from papo_hub.config import ConfigError, is_repository_id
 from papo_hub.data import COLUMNS, DataError, Rows, UnusableRow, load_rows
 from papo_hub.dataset.card import render_card
 from papo_hub.dataset.content import check_publishable
@@ -81,7 +81,7 @@ def build_dataset(
     Raises:
         FileNotFoundError: no such source.
         DataError: a source that cannot be read; unusable rows, or none that is usable; a folder that holds other things.
-        ValueError: a repository id, a tag, a licence or the name of a split that the Hub would not accept; a limit below 1.
+        ConfigError: a repository id, a tag, a licence or the name of a split that the Hub would not accept; a limit below 1.
     """
     source, folder = str(source), Path(folder).expanduser()
     defaults = DIGITS if source == "digits" else {}
@@ -214,20 +214,20 @@ def _check_request(
     license: str, repo_id: str | None, tag: str | None, splits: Sequence[str], limit: int | None
 ) -> None:
     if repo_id is not None and not is_repository_id(repo_id):
-        raise ValueError(f"repo_id: {repo_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'")
+        raise ConfigError(f"repo_id: {repo_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'")
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag, re.ASCII):
-        raise ValueError(f"tag: {tag!r} must be a version such as v1.0")
+        raise ConfigError(f"tag: {tag!r} must be a version such as v1.0")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: {limit} must be at least 1 row")
+        raise ConfigError(f"limit: {limit} must be at least 1 row")
     if license not in LICENSES - {"other"}:
-        raise ValueError(
+        raise ConfigError(
             f"license: {license!r} is none that the Hub knows, such as apache-2.0, mit or cc-by-4.0. For any other write "
             "unknown, and then license: other with license_name and license_link into the card's front matter."
         )
     if wrong := [split for split in splits if not re.fullmatch(r"\w+", split, re.ASCII)]:
-        raise ValueError(f"splits: {wrong[0]!r} must be the name of a split: letters, digits and '_' alone")
+        raise ConfigError(f"splits: {wrong[0]!r} must be the name of a split: letters, digits and '_' alone")
     if not splits or len(set(splits)) < len(splits):
-        raise ValueError(f"splits: name each split once, got {', '.join(splits) or 'none'}")
+        raise ConfigError(f"splits: name each split once, got {', '.join(splits) or 'none'}")
 
 
 def _check_folder(folder: Path, source: str) -> None:

@@ -117,6 +117,11 @@ def publish(
     client = client or Client()
     if client.token is None:
         raise HubError("There is no token to push with. Log in with `hf auth login`, or set HF_TOKEN.")
+    for name in filter(None, (branch, tag)):
+        if not re.fullmatch(r"(?!.*(\.\.|//|@\{))[\w][\w./+-]*(?<![./])", name, re.ASCII):
+            raise HubError(f"{name!r} cannot name a branch or a tag; write letters, digits, '.', '-', '_', as in v1.0.")
+    if tag == branch:
+        raise HubError(f"A tag and a branch of the same name, {tag}, could not be told apart; choose another --tag.")
     items = listing(folder, client.token)
     repository = Repository(client, repo_id, repo_type)
     repository.ensure(private)

@@ -10,6 +10,9 @@ import pytest
 from hub.server import HubServer
 from huggingface_hub import HfApi, constants
 
+import papo_hub.hub.uploads
+from papo_hub.hub import Client
+
 ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"  # a proxy that nobody runs: what is not on loopback is refused at once
 FENCE = {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "all_proxy": NOWHERE, "no_proxy": "127.0.0.1,localhost"}
@@ -57,6 +60,17 @@ def hub(online):
 def api(hub) -> HfApi:
     """The unmodified client, as alice."""
     return HfApi(endpoint=hub.url, token=hub.write_token)
+
+
+@pytest.fixture
+def here(hub, monkeypatch):
+    """The environment of somebody who is logged in to the Hub."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", hub.write_token)
+    monkeypatch.setattr(papo_hub.hub.uploads, "Client", lambda: Client(wait=0.01, timeout=5))
+    return hub
 
 
 @pytest.fixture

@@ -114,6 +114,15 @@ def test_a_tag_is_never_moved(hub, client, folder, tmp_path):
     assert (dict(hub.repo(NAME).branches), dict(hub.repo(NAME).tags)) == before
 
 
+@pytest.mark.parametrize(
+    "names", [{"tag": "v 1"}, {"branch": "../x"}, {"tag": "main"}, {"tag": "-v1"}, {"branch": "a//b"}]
+)
+def test_names_that_git_would_refuse(hub, client, folder, names):
+    with pytest.raises(HubError, match="cannot name a branch or a tag|could not be told apart"):
+        publish(folder, NAME, client=client, **names)
+    assert hub.requests == []
+
+
 def test_a_tag_made_by_somebody_else_meanwhile(hub, client, folder, api):
     api.create_repo(NAME)
     hub.before_commit = lambda: api.create_tag(NAME, tag="v1.0")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from hub.server import HubServer
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import papo_hub.hub.uploads
@@ -30,17 +30,6 @@ NAME = "alice/digits-papo"
 @pytest.fixture
 def run(finished_run, tmp_path):
     return shutil.copytree(finished_run, tmp_path / "papo_g")
-
-
-@pytest.fixture
-def here(hub, monkeypatch):
-    """The environment of somebody who is logged in to the Hub."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_TOKEN", hub.write_token)
-    monkeypatch.setattr(papo_hub.hub.uploads, "Client", lambda: Client(wait=0.01, timeout=5))
-    return hub
 
 
 def variant(run, folder, **recipe):

@@ -1,5 +1,6 @@
 """The unmodified clients against the test Hub, and the test Hub against hand-made requests."""
 
+import base64
 import hashlib
 import json
 import subprocess
@@ -110,6 +111,24 @@ def test_what_is_there_is_not_sent_again(hub, api, repo, tmp_path):
     commit(api, {"other name.bin": WEIGHTS})  # another place, the same object
     assert (hub.count("PUT", "/lfs/"), hub.count("POST", COMMIT)) == (1, 2)
     assert files(repo) == {"a.bin": WEIGHTS, "b.txt": b"b", "other name.bin": WEIGHTS}
+
+
+def test_which_files_are_large(hub, repo):
+    samples = {
+        "by-name.safetensors": b"text",
+        "by-sample": WEIGHTS[:512],
+        "by-zero": b"te\0xt",
+        "by-size.txt": b"text",
+        "regular.txt": "naïve".encode()[:3],  # cut within a character
+    }
+    sizes = {"by-size.txt": 10_000_001}
+    body = [
+        {"path": path, "size": sizes.get(path, 512), "sample": base64.b64encode(data).decode()}
+        for path, data in samples.items()
+    ]
+    answer = raw(f"{hub.url}/api/models/{NAME}/preupload/main", "POST", {"files": body}, hub.write_token)[2]
+    modes = {file["path"]: file["uploadMode"] for file in json.loads(answer)["files"]}
+    assert modes == {path: "regular" if path == "regular.txt" else "lfs" for path in samples}
 
 
 def test_parts_of_a_large_file(hub, api, repo):
@@ -283,23 +302,40 @@ def test_a_commit_on_a_parent_that_is_no_longer_the_head(hub, api, repo):
     assert [each.title for each in repo.log()] == ["A commit", "Theirs", "initial commit"]
 
 
-def test_of_two_commits_on_one_parent_one_lands(hub, api, repo):
-    parent, together, outcomes = repo.head(), threading.Barrier(2), []
+class Slow(dict):
+    """References that take a moment to change: time for a race."""
 
-    def write(name):
+    def __setitem__(self, name, commit):
+        time.sleep(0.1)
+        super().__setitem__(name, commit)
+
+
+def at_once(*calls):
+    """What each call returns, or the status of its error."""
+    together, outcomes = threading.Barrier(len(calls)), []
+
+    def run(call):
         together.wait()
         try:
-            outcomes.append(commit(api, {name: b"1"}, parent).oid)
+            outcomes.append(call())
         except HfHubHTTPError as error:
             outcomes.append(error.response.status_code)
 
-    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return outcomes
+
+
+def test_of_two_writers_one_wins(hub, api, repo):
+    parent, repo.heads = repo.head(), Slow(repo.heads)
+    outcomes = at_once(*(lambda name=name: commit(api, {name: b"1"}, parent).oid for name in "ab"))
     assert sorted(outcomes, key=str) == sorted([repo.head(), 412], key=str)
     assert len(repo.log()) == 2
+    outcomes = at_once(*(lambda: api.create_branch(NAME, branch="b") for _ in range(2)))
+    assert sorted(outcomes, key=str) == [409, None]
 
 
 # ---- what goes wrong on demand
@@ -537,11 +573,11 @@ def test_a_range_of_a_file_in_several_xorbs(hub, repo):
             pieces = xet.unpack(raw(place["url"], Range=f"bytes={first}-{last}")[2]).chunks
             assert sum(map(len, pieces)) == term["unpacked_length"]
             data += b"".join(pieces)
-        return data[plan["offset_into_first_range"] :]
+        return len(plan["terms"]), data[plan["offset_into_first_range"] :]
 
-    assert fetched() == b"2345678901"
-    assert fetched(Range="bytes=3-5") == b"56789"  # of whole chunks: 2345 from its fourth byte on, and 6789
-    assert fetched(Range="bytes=5-9") == b"78901"
+    assert fetched() == (3, b"2345678901")
+    assert fetched(Range="bytes=3-5") == (2, b"56789")  # of whole terms: 2345 from its fourth byte on, and 6789
+    assert fetched(Range="bytes=5-9") == (2, b"78901")
     assert raw(address, token=token, Range="bytes=10-12")[0] == 416
     assert raw(address)[0] == 401
     for path in ("/v1/shards", f"/v1/xorbs/default/{'c' * 64}"):

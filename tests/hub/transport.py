@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -229,7 +230,6 @@ class Transport:
         self.errors: list[str] = []
         self.leaks: list[Seen] = []
         self.faults = Faults()
-        self._stopping = threading.Event()
         self._connections: set[socket.socket] = set()
         self._routes = {"hub": hub_routes, "storage": storage_routes}
         self._listeners = {port: _Listener(self, port) for port in self._routes}
@@ -247,7 +247,6 @@ class Transport:
         for connection in list(self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._stopping.set()
 
     def is_token(self, bearer: str | None) -> bool:
         raise NotImplementedError
@@ -277,7 +276,7 @@ class Transport:
         if kind == "drop_before":
             return None
         if kind == "hang":
-            self._stopping.wait(fault.seconds)
+            time.sleep(fault.seconds)
         if kind in MESSAGES:
             headers = {"Retry_After": str(fault.retry_after)} if kind == "429" else {}
             raise Refusal(int(kind), MESSAGES[kind], **headers)
