@@ -233,7 +233,9 @@ class Transport:
         self._connections: set[socket.socket] = set()
         self._routes = {"hub": hub_routes, "storage": storage_routes}
         self._listeners = {port: _Listener(self, port) for port in self._routes}
-        self.url, self.storage_url = (f"http://127.0.0.1:{self._listeners[port].server_port}" for port in self._routes)
+        # another host and not only another port: clients before huggingface_hub 2 tell origins apart by their hosts
+        self.url = f"http://127.0.0.1:{self._listeners['hub'].server_port}"
+        self.storage_url = f"http://localhost:{self._listeners['storage'].server_port}"
 
     def start(self) -> None:
         for listener in self._listeners.values():
