@@ -13,6 +13,7 @@ from papo_hub.batch import Prompt
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, encode_all, load_rows, stream_rows
 from papo_hub.digits import DigitRows
+from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
 from papo_hub.masking import RandomPatchMask
 from papo_hub.modeling import load_processor
@@ -155,6 +156,8 @@ def write_provenance(run: Path, config: TrainConfig, num_processes: int, resumed
     The name is unique and stays the same when the run is resumed, so that its curves go on instead of starting anew.
     """
     file, record = run / "provenance.json", provenance(config, num_processes)
+    record["model_commit"] = read_commit(config.model_name_or_path, config.model_revision, "model")
+    record["dataset_commit"] = read_commit(config.dataset_name, config.dataset_revision, "dataset")
     now = record["started"]
     record["run"] = f"{run.parent.name}-{run.name}-{now}".strip("-")
     if resumed and file.exists():

@@ -385,8 +385,9 @@ def _rows(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
-    names = ("commit", "command", "hardware", "started", "finished")
-    rows = [(name, text(provenance[name])) for name in names if provenance.get(name)]
+    names = {"model_commit": "commit of the base model", "dataset_commit": "commit of the dataset"}
+    names |= {"commit": "commit of papo_hub"} | {name: name for name in ("command", "hardware", "started", "finished")}
+    rows = [(shown, text(provenance[name])) for name, shown in names.items() if provenance.get(name)]
     if isinstance(versions := provenance.get("versions"), dict) and versions:
         rows.append(("versions", ", ".join(f"{text(name)} {text(version)}" for name, version in versions.items())))
     return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import astuple, dataclass, fields
+import re
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from papo_hub.card import NAMES, headline
 from papo_hub.hub.client import Client
 from papo_hub.hub.publish import Repository
 
-RECORDS = ("config.yaml", "evaluation.json")  # of a version that papo_hub pushed
+RECORDS = ("config.yaml", "evaluation.json", "provenance.json")  # of a version that papo_hub pushed
 NOTHING = "–"
 
 
@@ -30,7 +31,8 @@ class Row:
     dataset: str | None
     overall: float | None  # avg@k in percent
     vision: float | None
-    date: str
+    k: int | None
+    date: datetime
 
 
 def versions(repo_id: str, client: Client | None = None) -> list[Row]:
@@ -52,11 +54,13 @@ def versions(repo_id: str, client: Client | None = None) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """The rows in columns, as text."""
-    titles = [field.name for field in fields(Row)]
-    titles[titles.index("gamma")] = "γ"
-    cells = [titles] + [[_cell(value) for value in astuple(row)] for row in rows]
-    for row in cells[1:]:
-        row[2] = row[2][:10]
+    measured = {row.k for row in rows if row.k}
+    average = f"avg@{measured.pop() if len(measured) == 1 else 'k'}"
+    titles = {
+        "version": "version", "kind": "kind", "commit": "commit", "variant": "variant", "gamma": "γ", "base": "base",
+        "dataset": "dataset", "overall": f"{average} overall", "vision": f"{average} vision", "date": "date",
+    }  # fmt: skip
+    cells = [list(titles.values()), *([_cell(getattr(row, name)) for name in titles] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -67,20 +71,21 @@ def _record(repository: Repository, commit: str) -> dict[str, Any]:
     """What a commit says of its model, read from the files that a push puts there."""
     held = repository.held(commit)
     recipe: dict[str, Any] = {}
+    origin: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     for name in RECORDS:
         if name in held:
             file = Path(repository.call(f"read {name} of", "hf_hub_download", filename=name, revision=commit))
             try:
-                if name == "config.yaml":
-                    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-                    recipe = content if isinstance(content, dict) else {}
-                else:
+                if name == "evaluation.json":
                     figures = headline(file.parent)
-            except (yaml.YAMLError, json.JSONDecodeError, ValueError):
+                elif isinstance(content := yaml.safe_load(file.read_text(encoding="utf-8")), dict):  # JSON is YAML
+                    recipe, origin = (content, origin) if name == "config.yaml" else (recipe, content)
+            except (yaml.YAMLError, ValueError):
                 continue  # somebody else's file of that name
     newest = repository.call("list the commits of", "list_repo_commits", revision=commit)[0]
-    dataset, revision = recipe.get("dataset_name"), recipe.get("dataset_revision")
+    dataset = recipe.get("dataset_name")
+    revision = recipe.get("dataset_revision") or (origin.get("dataset_commit") or "")[:10]
     objective = recipe.get("objective")
     return {
         "variant": NAMES.get(objective, objective),
@@ -89,12 +94,16 @@ def _record(repository: Repository, commit: str) -> dict[str, Any]:
         "dataset": f"{dataset}@{revision}" if dataset and revision else dataset,
         "overall": figures.get("overall"),
         "vision": figures.get("vision"),
-        "date": newest.created_at.strftime("%Y-%m-%d %H:%M"),
+        "k": figures.get("k"),
+        "date": newest.created_at,
     }
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return NOTHING
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M")
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = text[:10] if re.fullmatch("[0-9a-f]{40}", text) else text
     return "".join(char if char.isprintable() else " " for char in text)[:60]

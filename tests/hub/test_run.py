@@ -177,8 +177,10 @@ def test_versions_of_two_variants(here, run, tmp_path, capsys):
     measured = {(r["when"], r["view"], r["group"]): r for r in json.loads((run / "evaluation.json").read_text())}
     assert rows["v1.0"].overall == pytest.approx(100 * measured["after", "clean", "all"]["accuracy"], abs=0.01)
     assert rows["main"].variant is rows["main"].gamma is rows["main"].overall is None
+    capsys.readouterr()
     assert main(["versions", NAME]) == 0
     shown = capsys.readouterr().out.splitlines()
+    assert "avg@2 overall" in shown[0] and rows["v1.0"].k == 2
     assert [line.split()[0] for line in shown] == ["version", "v1.1", "v1.0", "gamma-0.05", "gamma-0.02", "main"]
     assert shown == table(versions(NAME)).splitlines()
 
@@ -376,3 +378,19 @@ def test_the_pushed_card_holds_its_checks(run):
     from papo_hub.hub.run import prepared
 
     assert check_card(prepared(run, NAME, "main", "v1.0") / "README.md") == []
+
+
+@pytest.mark.parametrize("kind", [None, "500", "drop_after"])
+def test_with_whatever_the_client_chooses(here, run, elsewhere, kind):
+    """With hf_xet there, large files go another way; the version is the same."""
+    fault = None
+    if kind:
+        fault = here.faults.add(kind, path="/v1/|xet-write-token|/commit/", times=2)
+    program = "import sys; from papo_hub.cli import main; sys.exit(main())"
+    arguments = ["-c", program, "push", str(run), NAME, "--tag", "v1.0"]
+    elsewhere(arguments, token=here.write_token, xet=True)
+    assert fault is None or fault.fired == 2
+    assert here.count("POST", "/v1/xorbs/") and not here.count("PUT", "")
+    for path, content in here.repo(NAME).files("v1.0").items():
+        assert path == ".gitattributes" or (run / "model" / path).read_bytes() == content
+    assert len(here.repo(NAME).log()) == 2
