@@ -59,13 +59,13 @@ def push_command(chosen: argparse.Namespace) -> int:
     """papo-hub push RUN OWNER/NAME. Returns the exit code."""
 
     def run() -> None:
-        from papo_hub.hub import prepared, push_run
-        from papo_hub.hub.run import listed
+        from papo_hub.hub.run import listed, prepared, preparing, push_run
 
         if not is_repository_id(chosen.repo_id):
             raise ConfigError(f"{chosen.repo_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'.")
         if chosen.dry_run:
-            print(listed(prepared(chosen.run, chosen.repo_id, chosen.revision, chosen.tag, chosen.format)))
+            with preparing(chosen.run):
+                print(listed(prepared(chosen.run, chosen.repo_id, chosen.revision, chosen.tag, chosen.format)))
             print(
                 f"This would go to {chosen.repo_id}, branch {chosen.revision}, tag {chosen.tag or 'none'}; nothing was sent."
             )

@@ -3,7 +3,7 @@
 from papo_hub.hub.client import Client, HubError
 from papo_hub.hub.publish import Version, publish
 from papo_hub.hub.resume import fetch_checkpoint
-from papo_hub.hub.run import prepared, push_run
+from papo_hub.hub.run import push_run
 from papo_hub.hub.uploads import Uploads
 from papo_hub.hub.versions import versions
 
@@ -13,7 +13,6 @@ __all__ = [
     "Uploads",
     "Version",
     "fetch_checkpoint",
-    "prepared",
     "publish",
     "push_run",
     "versions",

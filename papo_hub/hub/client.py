@@ -13,8 +13,8 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
@@ -91,11 +91,15 @@ class Client:
             f"{self._told(last)}. Nothing is lost: the same command goes on from here."
         )
 
+    def rest(self) -> None:
+        """A short break of uneven length, after which two that met do not meet again."""
+        time.sleep(self.wait * random.SystemRandom().uniform(0, 1))
+
     def _pause(self, error: BaseException, attempt: int) -> float | None:
         """Seconds to wait before the next try; None where another try cannot help."""
         pause = self.wait * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.75, 1.25)
         for cause in _causes(error):
-            if isinstance(cause, OfflineModeIsEnabled) or getattr(cause, "errno", None) == errno.ENOSPC:
+            if isinstance(cause, OfflineModeIsEnabled) or _disk_full(cause):
                 return None
             if (status := status_of(cause)) is not None:
                 if status not in PASSING:
@@ -127,7 +131,7 @@ class Client:
         def any_is(*kinds: type) -> bool:
             return any(isinstance(cause, kinds) for cause in found)
 
-        if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in found):
+        if any(map(_disk_full, found)):
             return (
                 "The disk is full: free some space (`hf cache prune` clears old downloads) and run the command again."
             )
@@ -162,7 +166,11 @@ def status_of(error: BaseException) -> int | None:
     return getattr(response, "status_code", None) if isinstance(error, HfHubHTTPError) or response is not None else None
 
 
-def _causes(error: BaseException) -> Any:
+def _disk_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or "no space left on device" in str(error).lower()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it came from, outermost first."""
     seen: list[BaseException] = []
     cause: BaseException | None = error

@@ -122,6 +122,8 @@ def publish(
             raise HubError(f"{name!r} cannot name a branch or a tag; write letters, digits, '.', '-', '_', as in v1.0.")
     if tag == branch:
         raise HubError(f"A tag and a branch of the same name, {tag}, could not be told apart; choose another --tag.")
+    if (size := sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())) > 1e9:
+        say(f"hashing {size / 1e9:,.1f} GB")
     items = listing(folder, client.token)
     repository = Repository(client, repo_id, repo_type)
     repository.ensure(private)
@@ -195,6 +197,7 @@ def _commit(
         done = done or landed()  # a repeated request may meet its own first commit
         if done is not None:
             return done, [item.path for item in changed], stale
+        client.rest()
         head = repository.refs()[0].get(branch)
         say(f"{branch} moved meanwhile; starting again from {(head or 'nothing')[:10]}")
     raise HubError(
@@ -205,7 +208,8 @@ def _commit(
 
 def _landed(repository: Repository, items: list[Item], branch: str, head: str | None) -> str | None:
     """The commit after `head` on `branch` that holds this very version, if there is one."""
-    for commit in repository.call("list the commits of", "list_repo_commits", revision=branch):
+    commits = repository.call("list the commits of", "list_repo_commits", revision=branch)
+    for commit in commits[:MEETINGS]:
         if commit.commit_id == head:
             return None
         if repository.holds(items, commit.commit_id):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from papo_hub.card import NAMES, check_card, write_card, write_eval_results
 from papo_hub.hub.client import Client, HubError
@@ -48,9 +50,25 @@ def push_run(
     Raises:
         HubError: see `publish`; or the folder is no finished run.
     """
-    folder = prepared(run, repo_id, revision, tag, format)
-    message = describe(run)
-    return publish(folder, repo_id, branch=revision, tag=tag, message=message, private=private, client=client, say=say)
+    run = Path(run)
+    with preparing(run):
+        folder, message = prepared(run, repo_id, revision, tag, format), describe(run)
+        return publish(
+            folder, repo_id, branch=revision, tag=tag, message=message, private=private, client=client, say=say
+        )
+
+
+@contextmanager
+def preparing(run: Path) -> Iterator[None]:
+    """One at a time works on a run's model folder, whose card names one version. Raises HubError where it cannot write."""
+    try:
+        with FileLock(run / "model.lock") if run.is_dir() else nullcontext():
+            yield
+    except OSError as error:
+        raise HubError(
+            f"Could not prepare {run}: {error.strerror or error} ({error.filename or run}). Nothing was sent. "
+            "Free some space, or copy the run to a folder that you may write to."
+        ) from None
 
 
 def prepared(run: Path, repo_id: str, revision: str, tag: str | None, format: str = "plain") -> Path:

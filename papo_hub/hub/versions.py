@@ -15,6 +15,7 @@ from papo_hub.hub.client import Client
 from papo_hub.hub.publish import Repository
 
 RECORDS = ("config.yaml", "evaluation.json", "provenance.json")  # of a version that papo_hub pushed
+LARGEST = 1_000_000  # bytes; theirs have a few thousand
 NOTHING = "–"
 
 
@@ -74,7 +75,7 @@ def _record(repository: Repository, commit: str) -> dict[str, Any]:
     origin: dict[str, Any] = {}
     figures: dict[str, Any] = {}
     for name in RECORDS:
-        if name in held:
+        if name in held and held[name].size < LARGEST:
             file = Path(repository.call(f"read {name} of", "hf_hub_download", filename=name, revision=commit))
             try:
                 if name == "evaluation.json":

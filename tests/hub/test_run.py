@@ -1,5 +1,6 @@
 """From a run to the Hub and back: what is pushed, listed, pushed while training goes on, and resumed."""
 
+import errno
 import json
 import shutil
 import threading
@@ -394,3 +395,32 @@ def test_with_whatever_the_client_chooses(here, run, elsewhere, kind):
     for path, content in here.repo(NAME).files("v1.0").items():
         assert path == ".gitattributes" or (run / "model" / path).read_bytes() == content
     assert len(here.repo(NAME).log()) == 2
+
+
+def test_one_run_pushed_twice_at_once_gives_each_version_its_own_card(here, run):
+    failures = []
+
+    def push(tag):
+        try:
+            push_run(run, NAME, tag=tag, client=Client(wait=0.01), say=lambda line: None)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=push, args=(tag,)) for tag in ("v1", "v2", "v3")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    for tag in ("v1", "v2", "v3"):
+        assert f'revision="{tag}"' in here.repo(NAME).files(tag)["README.md"].decode()
+
+
+def test_a_full_disk_is_one_message(here, run, monkeypatch, capsys):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr("papo_hub.hub.run.shutil.copyfile", full)
+    assert main(["push", str(run), NAME]) == 2
+    assert "No space left on device" in (errors := capsys.readouterr().err) and "Free some space" in errors
+    assert here.requests == []
