@@ -174,7 +174,8 @@ def _open(
         elif files := _data_files(path, split):
             if not any(file.stat().st_size for file in files):  # `datasets` fails on these without a word
                 raise DataError("the file is empty")
-            root = Path(os.path.commonpath([file.parent for file in files]))
+            if not _has_configs(path):
+                root = Path(os.path.commonpath([file.parent for file in files]))
             patterns = [_escape_glob(str(file.absolute())) for file in files]
             # The name without a slice such as "train[:100]".
             data_files = {re.match(r"\w*", split)[0]: patterns}
@@ -208,9 +209,10 @@ def _data_files(path: Path, split: str) -> list[Path]:
         if path.suffix not in BUILDERS:
             raise DataError(f"{path.suffix or 'no suffix'} is not one of {', '.join(BUILDERS)}")
         return [path]
-    card = path / "README.md"
-    if card.exists() and re.match(r"---\n(?:(?!---).*\n)*?configs:", card.read_text("utf-8", "replace")):
-        return []
+    if _has_configs(path):  # left to itself `datasets` would cache its files by the card, and miss what they hold now
+        builder = datasets.load_dataset_builder(str(path))
+        named = (builder.config.data_files or {}).get(re.match(r"\w*", split)[0], [])
+        return [Path(file) for file in named] if all(Path(file).suffix in BUILDERS for file in named) else []
     visible = [file for file in path.rglob("*") if not any(part[0] == "." for part in file.relative_to(path).parts)]
     if any(file.stem == "metadata" for file in visible):  # an image folder
         return []
@@ -223,6 +225,14 @@ def _data_files(path: Path, split: str) -> list[Path]:
                 raise DataError(f"no file there names it, only {', '.join(file.name for file in files[:10])}")
             return files
     return []
+
+
+def _has_configs(path: Path) -> bool:
+    """Whether the folder has a card that says which files make a split."""
+    card = path / "README.md"
+    return card.is_file() and bool(
+        re.match(r"---\n(?:(?!---).*\n)*?configs:", card.read_text("utf-8", errors="replace"))
+    )
 
 
 def _names_split(path: Path, names: str) -> bool:

@@ -65,6 +65,9 @@ def render_card(
         dataset_size=sum(split["arrow_bytes"] for split in splits.values()),
     )
     DatasetInfosDict(default=info).to_dataset_card_data(data)
+    # `datasets` caches a local folder by its card alone: without this, other rows of the same size would not be seen.
+    hashes = ", ".join(f"{split} {counts['content_hash']}" for split, counts in splits.items())
+    data["dataset_info"]["description"] = f"SHA-256 of the content: {hashes}"
     name, on_hub = plain(name), is_repository_id(name)
     first = next(iter(splits))
     return DatasetCard.from_template(

@@ -354,6 +354,8 @@ def test_the_other_layouts_of_a_folder(tmp_path):
         assert len(rows) == count
         assert check_row(rows[0], rows.root).answer == "3"
     assert len(load_rows(tmp_path / "card")) == 4
+    table(2).to_parquet(tmp_path / "card" / "first.parquet")
+    assert len(load_rows(tmp_path / "card")) == 2, "no cached rows of files that have changed"
     rows = load_rows(tmp_path / "pictures", columns={"images": "image"})
     assert check_row(rows[0], rows.root).problem == "<image>How many?"
     with pytest.raises(ValueError, match="no split 'dev'; it has train, test"):

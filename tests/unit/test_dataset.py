@@ -127,6 +127,9 @@ def test_files_are_embedded_byte_for_byte(tmp_path, source):
     assert [image["bytes"] for one in table for image in one["images"]] == images + images[:2]
     assert {image["path"] for one in table for image in one["images"]} == {None}
     assert [one["id"] for one in table] == ["r0", "r1", "r2", "r3", "two"]
+    make(tmp_path / "out", tmp_path / "again")  # from bytes in parquet, where it was from files
+    parquet_file = "data/train-00000-of-00001.parquet"
+    assert files(tmp_path / "again")[parquet_file] == files(tmp_path / "out")[parquet_file]
     assert (table[4]["problem"], table[4]["answer"]) == ("<image><image>Which of the two?", "7")
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
     assert loaded[1]["images"][0].size == (12, 30), "upright"
@@ -149,6 +152,13 @@ def test_equal_input_gives_equal_bytes_and_a_rebuild_replaces(tmp_path, source):
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["out"]
 
 
+def test_other_rows_of_the_same_size_are_seen(tmp_path, source):
+    for answer in "34":
+        make(source(row(answer=answer)), tmp_path / "out")
+        assert datasets.load_dataset(str(tmp_path / "out"), split="train")["answer"][:] == [answer]
+        assert load_rows(tmp_path / "out")[0]["answer"] == answer
+
+
 def test_large_data_goes_into_several_files_and_groups(tmp_path, source, monkeypatch):
     rows = [row(answer=str(i), images=[encoded(noise(40, 40, seed=i), compress_level=0)]) for i in range(10)]
     size = len(rows[0]["images"][0]) + 30
@@ -164,9 +174,12 @@ def test_large_data_goes_into_several_files_and_groups(tmp_path, source, monkeyp
     assert content_hash(load_rows(tmp_path / "out")) == content_hash(load_rows(folder))
     assert report.statistics["splits"]["train"]["files"] == 3
     assert stream_rows(tmp_path / "out").num_shards == 3
-    monkeypatch.setattr(parquet, "GROUP_BYTES", size)  # groups end with their bytes, too
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 2 * len(rows[0]["images"][0]))  # groups end with their bytes, too
     make(folder, tmp_path / "out")
-    assert pyarrow.parquet.ParquetFile(paths[0]).metadata.num_row_groups >= 2
+    metadata = pyarrow.parquet.ParquetFile(paths[0]).metadata
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [2, 2]
+    assert len(load_rows(tmp_path / "out")) == 10
+    assert make(folder, tmp_path / "out", limit=7).statistics["splits"]["train"]["rows"] == 7
 
 
 def test_columns_by_other_names_and_ids_that_are_not_unique(tmp_path, source):
@@ -319,10 +332,23 @@ def test_what_is_published_passes_training_and_the_reward(answer, problem):
     assert answer_kind(sample.answer) in ("number", "choice", "text", "expression")
 
 
+def test_reasons_are_the_same_in_every_run(tmp_path):
+    images = datasets.List(datasets.Image())
+    columns = {"problem": ["a?", "b?"], "answer": ["1", "2"], "images": [[PICTURE], [b"broken"]]}
+    columns["images"] = [[{"bytes": content, "path": None}] for (content,) in columns["images"]]
+    features = datasets.Features(
+        {"problem": datasets.Value("string"), "answer": datasets.Value("string"), "images": images}
+    )
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "train.parquet")
+    make(tmp_path / "train.parquet", tmp_path / "out", drop_unusable=True)
+    (line,) = (tmp_path / "out/skipped_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["reason"].endswith("image: cannot identify image file"), "without the address of an object"
+
+
 def test_megabytes_are_no_reason(tmp_path, source):
     big = encoded(noise(1500, 1000), compress_level=0)
     assert len(big) > 4_000_000
-    folder = source(row(images=[big]), row(problem="<image>" + "long " * 500_000))
+    folder = source(row(problem="<image>" + "long " * 500_000), row(images=[big]))
     report = make(folder, tmp_path / "out")
     assert report.statistics["splits"]["train"]["problem_characters"]["max"] == 2_500_007
     assert content_hash(load_rows(tmp_path / "out")) == content_hash(load_rows(folder))
@@ -391,6 +417,10 @@ def test_statistics_by_hand(tmp_path, source):
     assert "where a split repeats rows of another" in card
     matter = front_matter(tmp_path / "out")
     assert [split["num_examples"] for split in matter["dataset_info"]["splits"]] == [4, 2]
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "out/data").iterdir())
+    assert matter["dataset_info"]["download_size"] == on_disk
+    arrow_bytes = [split["num_bytes"] for split in matter["dataset_info"]["splits"]]
+    assert sum(sizes) < arrow_bytes[0] < sum(sizes) + 500 and matter["dataset_info"]["dataset_size"] == sum(arrow_bytes)
     assert matter["size_categories"] == "n<1K" and matter["license"] == "unknown"
     assert datasets.load_dataset_builder(str(tmp_path / "out")).info.splits["test"].num_examples == 2
 
@@ -481,6 +511,13 @@ def test_a_failure_leaves_what_was_there(tmp_path, source, monkeypatch):
             make(folder, tmp_path / name)
     assert files(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_a_card_that_would_not_be_accepted_stops_all(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(build, "check_card", lambda path, kind: [f"no {kind}: {path.is_file()}"])
+    with pytest.raises(DataError, match="the card of out would not be accepted: no dataset: True"):
+        make(source(row()), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path, source):
