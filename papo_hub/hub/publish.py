@@ -207,14 +207,12 @@ def _commit(
 
 
 def _landed(repository: Repository, items: list[Item], branch: str, head: str | None) -> str | None:
-    """The commit after `head` on `branch` that holds this very version, if there is one."""
-    commits = repository.call("list the commits of", "list_repo_commits", revision=branch)
-    for commit in commits[:MEETINGS]:
-        if commit.commit_id == head:
-            return None
-        if repository.holds(items, commit.commit_id):
-            return commit.commit_id
-    return None
+    """The first commit after `head` on `branch` that holds this very version, if there is one."""
+    commits = [
+        commit.commit_id for commit in repository.call("list the commits of", "list_repo_commits", revision=branch)
+    ]
+    later = commits[: commits.index(head)] if head in commits else commits
+    return next((commit for commit in reversed(later[:MEETINGS]) if repository.holds(items, commit)), None)
 
 
 def _tag(repository: Repository, tag: str, commit: str, items: list[Item]) -> None:

@@ -198,9 +198,9 @@ def test_too_many_requests(hub, client, folder):
 
 
 def test_a_server_that_is_silent_does_not_hold_the_push_for_ever(hub, folder):
-    hub.faults.add("hang", path="/commit/", times=1, seconds=3)
+    hub.faults.add("hang", path="/commit/", times=1, seconds=20)
     publish(folder, NAME, client=Client(hub.write_token, hub.url, wait=0.01, timeout=0.5))
-    assert held(hub) == content(folder)
+    assert held(hub) == content(folder) and hub.count("POST", "/commit/") == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ meetings
@@ -214,6 +214,34 @@ def test_somebody_pushes_meanwhile(hub, client, folder, api):
     publish(folder, NAME, client=client, say=lines.append)
     assert held(hub) == content(folder) | {"notes.md": b"hi"}
     assert any("moved meanwhile" in line for line in lines)
+
+
+def test_the_answer_is_lost_and_somebody_pushes_on_top(hub, client, folder, api, monkeypatch):
+    """The commit is found where it is, below the head, and not made again."""
+    publish(folder, NAME, client=client)
+    make(folder, b"eight")
+    hub.faults.add("drop_after", path="/commit/")
+
+    naps = []
+
+    def meanwhile(seconds):
+        naps.append(seconds)
+        api.upload_file(path_or_fileobj=b"hi", path_in_repo="notes.md", repo_id=NAME)
+
+    monkeypatch.setattr("papo_hub.hub.client.time.sleep", meanwhile)
+    version = publish(folder, NAME, tag="v1.0", message="the new one", client=client)
+    log = hub.repo(NAME).log("main")
+    assert len(naps) == 1
+    assert [commit.title for commit in log].count("the new one") == 1
+    assert log[1].oid == version.commit == hub.repo(NAME).tags["v1.0"] and held(hub, "v1.0") == content(folder)
+
+
+def test_an_equal_version_of_long_ago_is_not_mistaken_for_this_one(hub, client, folder, tmp_path):
+    publish(folder, NAME, client=client)
+    publish(make(tmp_path / "second", b"two"), NAME, client=client)
+    hub.faults.add("500", path="/commit/")
+    publish(folder, NAME, client=client)
+    assert held(hub) == content(folder) and len(hub.repo(NAME).log("main")) == 4
 
 
 def test_two_at_once_both_arrive(hub, folder, tmp_path):

@@ -1,6 +1,7 @@
 """Patience: what is tried again, how often, and what the error says when it does not help."""
 
 import errno
+import json
 import logging
 from types import SimpleNamespace
 
@@ -60,6 +61,7 @@ def chained(outer, inner):
         _transport_error()("connection reset"),
         chained(RuntimeError("Error while uploading 'x'"), _transport_error()("broken pipe")),
         RuntimeError("xet: network"),
+        json.JSONDecodeError("Expecting value", "", 0),  # a body that ends early
     ],
     ids=str,
 )
