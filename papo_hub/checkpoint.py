@@ -63,8 +63,9 @@ def save_checkpoint(
     newer = kept[kept.index(final) + 1 :]  # of a run that was resumed from an earlier step: no longer its future
     for old in [*kept[: kept.index(final) + 1][:-keep], *newer]:
         shutil.rmtree(old)
-    for torn in folder.glob("partial-*"):
-        shutil.rmtree(torn)
+    fetched = folder.glob("hub-*") if len(kept) >= keep else ()  # from the Hub, older than any of these
+    for obsolete in [*folder.glob("partial-*"), *fetched]:
+        shutil.rmtree(obsolete)
     return final
 
 

@@ -212,7 +212,7 @@ def _landed(repository: Repository, items: list[Item], branch: str, head: str | 
         commit.commit_id for commit in repository.call("list the commits of", "list_repo_commits", revision=branch)
     ]
     later = commits[: commits.index(head)] if head in commits else commits
-    return next((commit for commit in reversed(later[:MEETINGS]) if repository.holds(items, commit)), None)
+    return next((commit for commit in reversed(later[-MEETINGS:]) if repository.holds(items, commit)), None)
 
 
 def _tag(repository: Repository, tag: str, commit: str, items: list[Item]) -> None:

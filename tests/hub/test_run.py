@@ -293,6 +293,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(pushed, finished_run, tmp_path):
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 4  # the first two came from the Hub
     assert json.loads((second / "provenance.json").read_text())["resumed"]
+    assert {folder.name for folder in (second / "checkpoints").iterdir()} == {"step-000003", "step-000004"}
 
 
 def test_what_is_there_is_not_fetched_again(pushed, here, tmp_path):

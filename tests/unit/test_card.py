@@ -142,7 +142,11 @@ def test_tables_hold_the_numbers(tmp_path):
     rows = cells(tokens)
     assert ["clean", "high", "40", "25.0", "87.5", "+62.5", "0.100 → 0.600"] in rows
     assert ["masked", "high", "40", "20.0", "25.0", "+5.0", "– → 0.600"] in rows
-    assert ["learning_rate", "1e-06"] in rows and ["commit of papo_hub", "0123abc"] in rows and ["versions", "torch 2.13.0"] in rows
+    assert (
+        ["learning_rate", "1e-06"] in rows
+        and ["commit of papo_hub", "0123abc"] in rows
+        and ["versions", "torch 2.13.0"] in rows
+    )
     assert not any(row[0] == "seed" for row in rows), "unset keys are left out"
 
 
