@@ -79,7 +79,8 @@ def decode_image(source: bytes | Image.Image | Mapping | Path, max_pixels: int =
     try:
         image = Image.open(file, formats=FORMATS)
     except _DAMAGE as error:
-        raise UnusableImage(f"not a readable {', '.join(FORMATS)} image: {error}") from error
+        reason = str(error).removesuffix(f" {file!r}")  # which is an address of memory, another in each run
+        raise UnusableImage(f"not a readable {', '.join(FORMATS)} image: {reason}") from error
     with image:
         return _finish(image, max_pixels)
 

@@ -163,7 +163,7 @@ def _write_split(
         try:
             sample, encoded = check_publishable(row, rows.root)
         except UnusableRow as error:
-            reason = plain(re.sub(r" <_io.BytesIO object at \w+>", "", error.reason))  # it differs from run to run
+            reason = plain(error.reason)
             skipped.add(split, str(row["id"]), reason)
             tally.skipped[reason.partition(":")[0]] += 1
             continue

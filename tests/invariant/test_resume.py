@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from papo_hub.checkpoint import checkpoints
+from papo_hub.dataset import build_dataset
 from papo_hub.tracking import read_metrics
 from papo_hub.trainer import train
 
@@ -71,6 +72,24 @@ def killed_at_a_random_moment(config, tmp_path) -> str:
     told = f"killed {pause:.3f} s after step {rows}\n{(tmp_path / 'output').read_text()[-2000:]}"
     assert process.returncode == -signal.SIGKILL, f"it ended by itself: {process.returncode}; {told}"
     return told
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> str:
+    """Digits as a dataset folder, fewer rows than a run of these reads."""
+    return str(build_dataset("digits", tmp_path_factory.mktemp("shards") / "digits", limit=15, progress=False).folder)
+
+
+def test_a_streamed_run_resumes_as_exactly(config, shards):
+    """Across the end of an epoch, and with another number of reading processes."""
+    streamed = {"dataset_name": shards, "streaming": True, "shuffle_buffer_size": 4, "save_steps": 1}
+    whole = train(config("whole", save_total_limit=STEPS, **streamed))
+    for checkpoint in checkpoints(whole / "checkpoints")[2:5:2]:
+        name = f"from {checkpoint.name}"
+        resumed = config(name, resume_from_checkpoint=checkpoint, dataloader_num_workers=1, **streamed)
+        Path(resumed.output_dir).mkdir()
+        Path(resumed.output_dir, "metrics.jsonl").write_text((whole / "metrics.jsonl").read_text())
+        assert_same_run(train(resumed), whole, name)
 
 
 @pytest.mark.parametrize("objective, other", [("papo_g", {"beta": 0.01}), ("papo_d", {"masked_logprobs": "live"})])
