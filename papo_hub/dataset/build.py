@@ -22,6 +22,7 @@ from papo_hub.dataset.content import check_publishable
 from papo_hub.dataset.parquet import ParquetFiles
 from papo_hub.dataset.tally import Tally
 from papo_hub.digits import DigitRows
+from papo_hub.hub.cache import read_commit
 from papo_hub.version import __version__
 
 SHOWN = 5  # unusable rows that an error names
@@ -109,7 +110,7 @@ def build_dataset(
         skipped = _Skipped(new / "skipped_rows.jsonl" if drop_unusable else None)
         statistics = {
             "papo_hub": __version__,
-            "source": _source(source, revision, next(iter(rows.values()))),
+            "source": _source(source, revision),
             "splits": {},
         }
         contents: set[bytes] = set()
@@ -245,13 +246,11 @@ def _check_folder(folder: Path, source: str) -> None:
         raise DataError(f"{folder} exists and is no dataset that was built here: remove it, or choose another folder")
 
 
-def _source(name: str, revision: str | None, rows: Rows) -> dict[str, Any]:
+def _source(name: str, revision: str | None) -> dict[str, Any]:
     """Where the rows came from, without any folder of this machine. The commit is known of what came from the Hub."""
     if name == "digits":
         return {"name": "digits", "kind": "task"}
     if Path(name).expanduser().exists():
         return {"name": plain(Path(name).expanduser().resolve().name), "kind": "files"}
-    urls = rows.table.download_checksums or {}
-    commits = (re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", url) for url in urls)
-    commit = next((match[1] for match in commits if match), None)
+    commit = read_commit(name, revision, "dataset")
     return {"name": plain(name), "kind": "hub", "revision": revision, "commit": commit}

@@ -65,3 +65,14 @@ print(read_commit({name!r}, None, "dataset"), read_commit("digits", None, "datas
 """
     printed = elsewhere(program.format(name=NAME)).split()[-3:]
     assert printed == [here.repo(NAME, "dataset").head(), "None", "f" * 40]
+
+
+def test_a_dataset_made_from_one_on_the_hub_says_which(pushed, here, elsewhere, tmp_path):
+    """Source: a repository at a tag; its commit is what the tag stood for, and the rows are the same."""
+    program = "import sys; from papo_hub.cli import push_dataset_command; sys.exit(push_dataset_command(sys.argv[1:]))"
+    arguments = [NAME, "alice/copy", "--split", "test", "--source_revision", "v1.0"]
+    elsewhere(["-c", program, *arguments], token=here.write_token)
+    statistics = json.loads(here.repo("alice/copy", "dataset").files()["statistics.json"])
+    commit = here.repo(NAME, "dataset").tags["v1.0"]
+    assert statistics["source"] == {"name": NAME, "kind": "hub", "revision": "v1.0", "commit": commit}
+    assert statistics["splits"]["test"]["content_hash"] == pushed["splits"]["test"]["content_hash"]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from papo_hub.card import check_card
-from papo_hub.data import DataError, Rows, UnusableRow, check_row, load_rows, stream_rows
+from papo_hub.data import DataError, UnusableRow, check_row, load_rows, stream_rows
 from papo_hub.dataset import build, build_dataset, check_publishable, content_hash, parquet, source_rows
 from papo_hub.dataset.tally import Tally, answer_kind
 
@@ -481,16 +481,6 @@ def test_nothing_in_the_rows_becomes_markup_of_the_card(tmp_path, source):
         assert markup not in body
     (problem,) = [line for line in body.splitlines() if line.startswith("| problem | ")]
     assert problem.count("|") == 3 and "&#60;script&#62;" in problem
-
-
-def test_where_rows_of_the_hub_come_from():
-    class Table:
-        download_checksums = {f"hf://datasets/someone/shapes@{'a1' * 20}/data/train.parquet": {"num_bytes": 1}}
-
-    found = build._source("someone/shapes", "v2", Rows(Table()))
-    assert found == {"name": "someone/shapes", "kind": "hub", "revision": "v2", "commit": "a1" * 20}
-    Table.download_checksums = None
-    assert build._source("someone/shapes", None, Rows(Table()))["commit"] is None
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
