@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from papo_hub.checkpoint import STATE, CheckpointError
 from papo_hub.config import is_repository_id
@@ -14,6 +14,7 @@ from papo_hub.hub.publish import Repository
 from papo_hub.hub.uploads import LAST
 
 SCHEME = "hub://"
+READ = (".safetensors", ".json", ".jinja", ".txt", ".model")  # what a checkpoint consists of; code is not among it
 RECORDS = ("metrics.jsonl", "evaluation.json", "provenance.json")  # with which the curves go on
 
 
@@ -37,7 +38,7 @@ def fetch_checkpoint(address: str, run: Path, client: Client | None = None) -> P
     branches, tags = repository.refs()
     commit = branches.get(revision) or tags.get(revision) or revision
     held = repository.held(commit)
-    wanted = {path: remote for path, remote in held.items() if path.startswith(f"{LAST}/")}
+    wanted = {path: remote for path, remote in held.items() if PurePosixPath(path).parent == PurePosixPath(LAST)}
     if f"{LAST}/{STATE}" not in wanted:
         raise CheckpointError(
             f"resume_from_checkpoint: {repo_id} at {revision} holds no checkpoint to go on from; runs with "
@@ -50,7 +51,8 @@ def fetch_checkpoint(address: str, run: Path, client: Client | None = None) -> P
 
     final = run / "checkpoints" / f"hub-{re.sub(r'[^0-9A-Za-z]', '-', commit)[:12]}"
     for path, remote in sorted(wanted.items()):
-        _fetch(repository, commit, path, remote, final / path.removeprefix(f"{LAST}/"))
+        if path.endswith(READ):
+            _fetch(repository, commit, path, remote, final / PurePosixPath(path).name)
     if not (run / "metrics.jsonl").exists():
         for name in RECORDS:
             if name in held:

@@ -1,5 +1,6 @@
 """docs/hub.md and the Hub's part of the README, command by command, in their order."""
 
+import inspect
 import re
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from papo_hub.cli import main, push_dataset_command
+from papo_hub.hub import Client, client
 from papo_hub.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +68,17 @@ def test_the_document(here, elsewhere, place, capsys):
     assert [row["step"] for row in second] == [1, 2, 3, 4] and second[:2] == first
     assert len(read_metrics(Path("runs/streamed/metrics.jsonl"))) == 2
     assert not here.unknown, here.unknown
+
+
+def test_the_patience_that_is_stated_is_the_client_s():
+    patience = inspect.signature(Client).parameters
+    waits = [patience["wait"].default * 2**attempt for attempt in range(patience["tries"].default - 1)]
+    assert f"tried six times, after {', '.join(f'{wait:g}' for wait in waits)} seconds" in blocks_of_text()
+    assert len(waits) == 5 and client.LONGEST_WAIT == 120
+
+
+def blocks_of_text() -> str:
+    return " ".join((ROOT / "docs/hub.md").read_text(encoding="utf-8").split())
 
 
 def test_every_command_of_the_document_is_there():

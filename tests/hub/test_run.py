@@ -336,6 +336,22 @@ def test_a_version_without_a_checkpoint(here, run, tmp_path):
         fetch_checkpoint("hub://alice/none", tmp_path)
 
 
+def test_only_a_checkpoint_s_own_files_come(pushed, here, api, tmp_path):
+    for name in ("modeling_evil.py", "deeper/config.json", "notes.md"):
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo=f"last-checkpoint/{name}", repo_id=NAME)
+    checkpoint = fetch_checkpoint(f"hub://{NAME}", tmp_path / "a")
+    names = {str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*")}
+    assert {"trainer_state.json", "optimizer.safetensors", "model.safetensors", "config.json"} <= names
+    assert not names & {"modeling_evil.py", "deeper", "notes.md"}
+
+
+def test_a_gated_repository_says_so(pushed, here, tmp_path, monkeypatch):
+    here.repo(NAME).gated = "manual"
+    stranger = Client(here.stranger_token, here.url, wait=0.01)
+    with pytest.raises(HubError, match="gated: ask for access"):
+        fetch_checkpoint(f"hub://{NAME}", tmp_path / "a", stranger)
+
+
 def test_a_pickled_checkpoint_is_refused(here, api, tmp_path):
     api.create_repo(NAME)
     for name in ("trainer_state.json", "optimizer.pt"):
