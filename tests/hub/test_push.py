@@ -1,6 +1,7 @@
 """A folder becomes a version: whole, once, checked, whatever happens on the way."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hub.server import HubServer
@@ -293,24 +294,26 @@ KINDS = ("500", "503", "drop_before", "drop_after", "truncate")
 def test_one_fault_at_each_request_in_turn(online, tmp_path, kind, existing):
     """The push gets past any single fault by itself."""
     new = make(tmp_path / "new", b"new")
-    number, tried = 0, 0
-    while True:
-        number += 1
+    old = content(make(tmp_path / "old", b"old")) if existing else {}
+
+    def push(number: int) -> bool:
+        """With a fault at the request of that number; whether there was one."""
         with HubServer() as hub:
             client = Client(hub.write_token, hub.url, wait=0.01, timeout=5)
-            old = {}
             if existing:
-                old = content(make(tmp_path / "old", b"old"))
                 publish(tmp_path / "old", NAME, client=client)
             hub.requests.clear()
-            hub.faults.add(kind, nth=number)
+            fault = hub.faults.add(kind, nth=number)
             version = publish(new, NAME, tag="v2.0", message="the new one", client=client)
-            if len(hub.requests) < number:
-                break
-            tried += 1
             assert state(hub, old, content(new)) == "new"
             assert hub.repo(NAME).tags == {"v2.0": version.commit}
-    assert tried >= 10
+            return bool(fault.fired)
+
+    numbers = range(1, 25)
+    with ThreadPoolExecutor(12) as threads:  # they wait more than they work
+        fired = list(threads.map(push, numbers))
+    tried = sum(fired)
+    assert fired == [number <= tried for number in numbers] and 10 <= tried < len(numbers)
 
 
 @pytest.fixture
@@ -361,23 +364,28 @@ def test_stopped_at_each_request_in_turn(online, tmp_path, stop_at):
 def test_cut_off_at_each_request_in_turn(online, tmp_path, kind):
     """From one request on nothing works any more: the same holds."""
     old, new = make(tmp_path / "old", b"old"), make(tmp_path / "new", b"new")
-    states = []
-    while "finished" not in states:
+
+    def push(number: int) -> str:
         with HubServer() as hub:
             client = Client(hub.write_token, hub.url, wait=0.01, timeout=5)
             publish(old, NAME, client=client)
             hub.requests.clear()
-            hub.faults.add(kind, nth=len(states) + 1, times=10**6)
+            hub.faults.add(kind, nth=number, times=10**6)
             try:
-                impatient = Client(hub.write_token, hub.url, tries=1)
+                impatient = Client(hub.write_token, hub.url, tries=1, timeout=5)
                 publish(new, NAME, tag="v2.0", message="the new one", client=impatient)
-                states.append("finished")
+                reached = "finished"
             except HubError:
-                states.append(state(hub, content(old), content(new)))
+                reached = state(hub, content(old), content(new))
             hub.faults.clear()
             publish(new, NAME, tag="v2.0", message="the new one", client=client)
             assert state(hub, content(old), content(new)) == "new" and set(hub.repo(NAME).tags) == {"v2.0"}
-    assert {"old", "new"} <= set(states)  # some before the commit, some between it and the tag
+            return reached
+
+    with ThreadPoolExecutor(12) as threads:
+        states = list(threads.map(push, range(1, 25)))
+    # Some before the commit, then some between it and the tag, then all is done before the fault.
+    assert sorted(states, key=["old", "new", "finished"].index) == states and len(set(states)) == 3
 
 
 def test_the_card_is_read_by_the_library(hub, client, folder):
