@@ -80,7 +80,8 @@ def push_command(chosen: argparse.Namespace) -> int:
         )
         revision = version.tag or (None if version.branch == "main" else version.branch)
         pinned = f', revision="{revision}"' if revision else ""
-        print(f'{version.url}\nAutoModelForImageTextToText.from_pretrained("{version.repo_id}"{pinned}, dtype="auto")')
+        pinned += ', dtype="auto"' + (", trust_remote_code=True" if chosen.format == "papo" else "")
+        print(f'{version.url}\nAutoModelForImageTextToText.from_pretrained("{version.repo_id}"{pinned})')
 
     return _guarded(run)
 

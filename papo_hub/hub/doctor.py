@@ -88,12 +88,17 @@ def _hub(client: Client) -> Iterator[Finding]:
     except HubError as error:
         yield Finding("token", "wrong", f"the one from {where} is not accepted. {error}")
         return
-    role = ((account.get("auth") or {}).get("accessToken") or {}).get("role", "unknown")
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    role = token.get("role", "unknown")
     text = f"{account.get('name')}, role {role}, from {where}"
+    if role == "fineGrained":
+        scopes = (token.get("fineGrained") or {}).get("scoped") or []
+        names = [s["entity"].get("name", "?") for s in scopes if "repo.write" in s.get("permissions", ())]
+        text += f"; it may write to {', '.join(names) or 'nothing'}"
     if role == "read":
         yield Finding("token", "absent", f"{text}: it loads private models but pushes nothing")
     else:
-        yield Finding("token", "ok", text + (": see its page for what it may write" if role == "fineGrained" else ""))
+        yield Finding("token", "ok", text)
 
 
 def _probe(endpoint: str) -> None:

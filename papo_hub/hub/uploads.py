@@ -17,6 +17,7 @@ from papo_hub.hub.run import describe, prepare, push_run
 from papo_hub.modeling.configuration_papo import PERCEPTION_FIELDS
 from papo_hub.modeling.modeling_papo import PROVENANCE_KEY
 
+LONGEST = 1800.0  # seconds that a finished run waits for an upload under way
 LAST = "last-checkpoint"  # where a repository keeps what training needs to go on, as transformers' Trainer does
 
 
@@ -90,8 +91,9 @@ class Uploads:
             self._changed.notify()
         if passed_over is not None:
             shutil.rmtree(passed_over, ignore_errors=True)
-        self._thread.join()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._thread.join(LONGEST)
+        if not self._thread.is_alive():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _work(self) -> None:
         try:

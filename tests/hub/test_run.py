@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -441,3 +442,31 @@ def test_a_full_disk_is_one_message(here, run, monkeypatch, capsys):
     assert main(["push", str(run), NAME]) == 2
     assert "No space left on device" in (errors := capsys.readouterr().err) and "Free some space" in errors
     assert here.requests == []
+
+
+def test_doctor_tells_what_a_fine_grained_token_may_write(here, api):
+    api.create_repo(NAME)
+    some = Client(here.add_token("alice", "fineGrained", scope=(NAME,)))
+    assert findings(some)["token"].text.endswith(f"role fineGrained, from HF_TOKEN; it may write to {NAME}")
+    none = Client(here.add_token("alice", "fineGrained"))
+    assert findings(none)["token"].text.endswith("it may write to nothing")
+
+
+def test_a_fine_grained_token_pushes_where_it_may(here, api, run):
+    api.create_repo(NAME)
+    client = Client(here.add_token("alice", "fineGrained", scope=(NAME,)), wait=0.01)
+    push_run(run, NAME, tag="v1.0", client=client)
+    with pytest.raises(HubError, match="role `write`"):
+        push_run(run, "alice/other", client=client)
+
+
+def test_card_of_a_run_and_of_a_released_model(run, capsys):
+    assert main(["card", str(run), NAME, "--revision", "v2.0"]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "README.md")
+    assert f'from_pretrained("{NAME}", revision="v2.0", dtype="auto")' in (run / "README.md").read_text()
+    spec = Path(__file__).parents[2] / "model_cards" / "PAPO-D-Qwen2.5-VL-3B.yaml"
+    assert main(["card", str(spec)]) == 0
+    assert "55.24" in capsys.readouterr().out
+    (run / "config.yaml").write_text("- not a mapping")
+    assert main(["card", str(run)]) == 2
+    assert "must hold" in (errors := capsys.readouterr().err) and "Traceback" not in errors
