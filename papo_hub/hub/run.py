@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock
 
 from papo_hub.card import NAMES, check_card, write_card, write_eval_results
+from papo_hub.card.files import recipe
 from papo_hub.hub.client import Client, HubError
 from papo_hub.hub.folder import listing
 from papo_hub.hub.publish import Version, publish
@@ -69,6 +69,8 @@ def preparing(run: Path) -> Iterator[None]:
             f"Could not prepare {run}: {error.strerror or error} ({error.filename or run}). Nothing was sent. "
             "Free some space, or copy the run to a folder that you may write to."
         ) from None
+    except ValueError as error:  # one of its files does not hold what its name says
+        raise HubError(f"{run} cannot be pushed: {error}") from None
 
 
 def prepared(run: Path, repo_id: str, revision: str, tag: str | None, format: str = "plain") -> Path:
@@ -125,9 +127,9 @@ def listed(folder: Path) -> str:
 
 def describe(run: Path) -> str:
     """A commit message: the variant and how long it was trained."""
-    recipe = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    name = NAMES.get(recipe.get("objective"), "papo_hub")
-    gamma = f", gamma {recipe['gamma']:g}" if recipe.get("gamma") else ""
+    config = recipe(run)
+    name = NAMES.get(config.get("objective"), "papo_hub")
+    gamma = f", gamma {config['gamma']:g}" if config.get("gamma") else ""
     metrics = run / "metrics.jsonl"
     steps = sum(1 for _ in metrics.open(encoding="utf-8")) if metrics.is_file() else 0
     return f"{name}{gamma}, {steps} steps"
@@ -146,9 +148,9 @@ def _beside(source: Path, target: Path) -> None:
 
 def public_recipe(run: Path) -> str:
     """The resolved recipe without the folders of the machine it ran on."""
-    recipe: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    recipe |= {key: public_path(recipe[key]) for key in PLACES if isinstance(recipe.get(key), str)}
-    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    config = recipe(run)
+    config |= {key: public_path(config[key]) for key in PLACES if isinstance(config.get(key), str)}
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def public_path(text: str) -> str:

@@ -108,6 +108,14 @@ def test_a_run_that_did_not_finish(here, run, capsys):
     assert "it has no model/. Finish it (--resume_from_checkpoint latest)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name, content", [("config.yaml", "- 1"), ("evaluation.json", "{"), ("provenance.json", "{")])
+def test_a_run_with_a_damaged_file(here, run, capsys, name, content):
+    (run / name).write_text(content)
+    assert main(["push", str(run), NAME]) == 2
+    errors = capsys.readouterr().err
+    assert "cannot be pushed" in errors and "Traceback" not in errors and here.requests == []
+
+
 def test_no_folder_of_this_machine_is_told(run, tmp_path):
     assert public_path("/home/alice/models/tiny") == "…/tiny"
     assert public_path("~/models/tiny") == "…/tiny"
