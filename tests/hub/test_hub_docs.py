@@ -1,15 +1,19 @@
 """docs/hub.md and the Hub's part of the README, command by command, in their order."""
 
 import inspect
+import io
 import re
 import shlex
 import shutil
+from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from papo_hub.cli import main, push_dataset_command
+from papo_hub.config import TrainConfig
 from papo_hub.hub import Client, client
 from papo_hub.tracking import read_metrics
 
@@ -86,3 +90,22 @@ def test_every_command_of_the_document_is_there():
     commands = [text for language, text in blocks("docs/hub.md") if language == "bash"]
     for part in ("doctor", "--dry_run", "versions", "--format papo", "hub://", "push_dataset.py", "--streaming true"):
         assert sum(part in text for text in commands) == 1
+
+
+def test_the_document_names_only_what_exists():
+    document = (ROOT / "docs/hub.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:tests|recipes|docs)/[\w/.]+)`", document)
+    assert paths and all((ROOT / path).exists() for path in paths)
+    keys = set(re.findall(r"`(hub_\w+)", document))
+    assert len(keys) == 4 and keys <= {field.name for field in fields(TrainConfig)}
+    push = " ".join(help_of("push").split())
+    for option in set(re.findall(r"`(--[a-z_]+)`", document)) - {"--streaming"}:
+        assert option in push, option
+
+
+def help_of(command: str) -> str:
+    """What `papo-hub COMMAND --help` prints."""
+    output = io.StringIO()
+    with redirect_stdout(output), pytest.raises(SystemExit):
+        main([command, "--help"])
+    return output.getvalue()
