@@ -200,8 +200,8 @@ def test_too_many_requests(hub, client, folder):
 
 def test_a_server_that_is_silent_does_not_hold_the_push_for_ever(hub, folder):
     hub.faults.add("hang", path="/commit/", times=1, seconds=20)
-    publish(folder, NAME, client=Client(hub.write_token, hub.url, wait=0.01, timeout=0.5))
-    assert held(hub) == content(folder) and hub.count("POST", "/commit/") == 2
+    publish(folder, NAME, client=Client(hub.write_token, hub.url, wait=0.01, timeout=2))
+    assert held(hub) == content(folder) and hub.count("POST", "/commit/") >= 2
 
 
 # ------------------------------------------------------------------------------------------------------------ meetings

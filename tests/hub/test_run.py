@@ -251,7 +251,7 @@ def test_a_newer_checkpoint_passes_an_older_one_that_waits(here, finished_run, t
         shutil.copytree(finished_run / "checkpoints" / "step-000002", folders[-1])
         started = time.monotonic()
         uploads.saved(folders[-1])
-        assert time.monotonic() - started < 1  # whatever the Hub does
+        assert time.monotonic() - started < 10  # though the Hub does not answer before the gate opens
         shutil.rmtree(folders[-1])  # the rotation
         if step == 1:
             wait_for(lambda: here.count("POST", "preupload"))
