@@ -116,8 +116,6 @@ def push_dataset_command(arguments: list[str]) -> int:
         from papo_hub.hub import publish
         from papo_hub.hub.run import listed
 
-        if not is_repository_id(chosen.repo_id):
-            raise ConfigError(f"{chosen.repo_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'.")
         report = build_dataset(
             chosen.source,
             chosen.folder or Path("datasets", chosen.repo_id),

@@ -51,17 +51,23 @@ def trackers(report_to: str | None) -> list[str]:
     return names
 
 
-def provenance(config: TrainConfig, num_processes: int) -> dict[str, Any]:
-    """What made this run: versions, commit, command, hardware."""
-    versions = {"python": platform.python_version()}
+def package_versions() -> dict[str, str | None]:
+    """The version of each package that a run rests on; None where it is not installed."""
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+            versions[package] = None
+    return versions
+
+
+def provenance(config: TrainConfig, num_processes: int) -> dict[str, Any]:
+    """What made this run: versions, commit, command, hardware."""
+    versions = {name: version or "not installed" for name, version in package_versions().items()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | versions,
         "commit": _commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "hardware": f"{num_processes} × {device}, {torch.get_num_threads()} threads a process",

@@ -19,7 +19,6 @@ from typing import TypeVar
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -162,8 +161,7 @@ class Client:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, or None where there was no answer."""
-    response = getattr(error, "response", None)
-    return getattr(response, "status_code", None) if isinstance(error, HfHubHTTPError) or response is not None else None
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _disk_full(error: BaseException) -> bool:

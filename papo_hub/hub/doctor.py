@@ -16,7 +16,7 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from papo_hub.hub.client import Client, HubError
-from papo_hub.tracking import PACKAGES
+from papo_hub.tracking import package_versions
 
 # Optional parts: module, distribution, what goes without it.
 OPTIONAL = (
@@ -42,11 +42,9 @@ class Finding:
 def examine(client: Client | None = None) -> Iterator[Finding]:
     """The findings, one after the other; nothing is changed."""
     yield Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
-    for package in PACKAGES:
-        try:
-            yield Finding(package, "ok", importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(package, "wrong", "not installed; run pip install -c constraints.txt -e .")
+    for package, version in package_versions().items():
+        missing = "not installed; run pip install -c constraints.txt -e ."
+        yield Finding(package, "ok" if version else "wrong", version or missing)
     if torch.cuda.is_available():
         yield Finding("GPU", "ok", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
     else:

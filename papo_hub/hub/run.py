@@ -99,7 +99,6 @@ def prepare(run: Path, folder: Path, repo_id: str, revision: str | None) -> Path
         record = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
         record["command"] = " ".join(public_path(word) for word in redact(record.get("command", "")).split(" "))
         (folder / "provenance.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    shutil.rmtree(folder / ".eval_results", ignore_errors=True)
     write_eval_results(run, folder)
     card = write_card(run, repo_id, revision, folder)
     if problems := check_card(card):

@@ -36,15 +36,15 @@ class Uploads:
         self, run: Path, config: TrainConfig, say: Callable[[str], None], client: Client | None = None
     ) -> None:
         self.run, self.config, self.say, self.client = run, config, say, client
+        self.branch = config.hub_revision or "main"
         self.folder = run / "uploads"
         self._waiting: Path | None = None
         self._changed = threading.Condition()
         self._closed = config.hub_model_id is None
         self._thread: threading.Thread | None = None
         if not self._closed:
-            shutil.rmtree(
-                self.folder, ignore_errors=True
-            )  # of a run that was killed: its newest checkpoint is still there
+            # What a run that was killed had staged: its newest checkpoint is still there.
+            shutil.rmtree(self.folder, ignore_errors=True)
             self._thread = threading.Thread(target=self._work, name="hub uploads", daemon=True)
             self._thread.start()
 
@@ -68,13 +68,12 @@ class Uploads:
         if self._thread is None:
             return
         self._stop()
-        config = self.config
-        branch = config.hub_revision or "main"
-        if config.hub_strategy == "checkpoint" and (newest := checkpoints(self.run / "checkpoints")):
-            shutil.rmtree(self.run / "model" / LAST, ignore_errors=True)
-            for file in newest[-1].iterdir():
-                _link(file, self.run / "model" / LAST / file.name)
+        config, branch = self.config, self.branch
         try:
+            if config.hub_strategy == "checkpoint" and (newest := checkpoints(self.run / "checkpoints")):
+                shutil.rmtree(self.run / "model" / LAST, ignore_errors=True)
+                for file in newest[-1].iterdir():
+                    _link(file, self.run / "model" / LAST / file.name)
             version = push_run(
                 self.run, config.hub_model_id, revision=branch, private=config.hub_private_repo, client=self.client,
                 say=lambda text: None,
@@ -111,18 +110,17 @@ class Uploads:
 
     def _push(self, staged: Path) -> None:
         config = self.config
-        branch = config.hub_revision or "main"
         try:
             prepare(staged, staged, config.hub_model_id, config.hub_revision)
             publish(
                 staged,
                 config.hub_model_id,
-                branch=branch,
+                branch=self.branch,
                 message=describe(staged),
                 private=config.hub_private_repo,
                 client=self.client,
             )
-            self.say(f"pushed {staged.name} to {config.hub_model_id}, {branch}")
+            self.say(f"pushed {staged.name} to {config.hub_model_id}, {self.branch}")
         except (HubError, OSError, ValueError) as error:
             self.say(f"note: {staged.name} was not pushed, training goes on: {error}")
         finally:

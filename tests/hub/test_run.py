@@ -12,7 +12,8 @@ import torch
 import yaml
 from hub.server import HubServer
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 import papo_hub.hub.uploads
 from papo_hub.card import check_card
@@ -21,7 +22,7 @@ from papo_hub.cli import main
 from papo_hub.config import build
 from papo_hub.hub import Client, HubError, Uploads, fetch_checkpoint, push_run, versions
 from papo_hub.hub.doctor import examine, report
-from papo_hub.hub.run import public_path
+from papo_hub.hub.run import prepared, public_path
 from papo_hub.hub.versions import table
 from papo_hub.tracking import read_metrics
 from papo_hub.trainer import train
@@ -149,14 +150,10 @@ def test_both_formats_load_pinned_on_a_computer_without_papo_hub(here, run, else
     other = variant(run, tmp_path / "newer")
     weights = load_file(other / "model" / "model.safetensors")
     torch.manual_seed(0)
-    from safetensors.torch import save_file
-
     save_file(
         {k: torch.randn_like(v) for k, v in weights.items()}, other / "model" / "model.safetensors", {"format": "pt"}
     )
     push_run(other, NAME, tag="v2.0")  # main moves on; the pinned version does not
-    from transformers import AutoModelForImageTextToText
-
     model = AutoModelForImageTextToText.from_pretrained(run / "model")
     ids = torch.tensor([[6, 7, 8, 9]])
     ours = model.generate(
@@ -402,8 +399,6 @@ def test_every_absence_says_what_it_means(here, monkeypatch):
 
 
 def test_the_pushed_card_holds_its_checks(run):
-    from papo_hub.hub.run import prepared
-
     assert check_card(prepared(run, NAME, "main", "v1.0") / "README.md") == []
 
 
@@ -478,3 +473,16 @@ def test_card_of_a_run_and_of_a_released_model(run, capsys):
     (run / "config.yaml").write_text("- not a mapping")
     assert main(["card", str(run)]) == 2
     assert "must hold" in (errors := capsys.readouterr().err) and "Traceback" not in errors
+
+
+def test_a_finished_run_survives_a_disk_that_is_full_for_its_checkpoint(here, run, monkeypatch):
+    """Bringing the last checkpoint beside the weights fails; the run does not."""
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papo_hub.hub.uploads._link", full)
+    lines = []
+    config = config_of(run, run.parent, run.name, hub_model_id=NAME, hub_strategy="checkpoint")
+    Uploads(run, config, lines.append).finish()
+    assert len(lines) == 1 and "was not pushed" in lines[0] and f"papo-hub push {run} {NAME}" in lines[0]
