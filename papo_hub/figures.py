@@ -1,8 +1,5 @@
 """Pictures of a run: what was rewarded, what the policy sees, what changed.
 
-Everything is drawn on `matplotlib.figure.Figure` with explicit colours and positions in inches; pyplot and its
-global state are not touched. All pictures are 9 inches wide at 144 dpi: sharp at the 900 pixels of a README.
-
 A run folder is read, never interpreted: `metrics.jsonl` (one object a step), `evaluation.json` (rows of
 `{"when", "view", "group", "accuracy", "perception_kl", "problems", "samples"}`) and `example.json`, whose format is
 defined here by `write_example` and `read_example`.
@@ -13,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import textwrap
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -23,19 +18,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from papo_hub import drawing
+from papo_hub.drawing import DPI, FRAME, INK, MONO, MUTED, SANS, WIDTH
 from papo_hub.tracking import read_metrics
 
-WIDTH, DPI = 9.0, 144
-INK, MUTED, GRID, FRAME = "#1f2933", "#6b7785", "#e8ebef", "#cfd6dd"
 CLEAN, MASKED, ACCENT, QUIET = "#0b7285", "#5c677d", "#d9480f", "#b08900"
-SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"  # both ship with matplotlib
 MAX_LINES = 60  # of tokens in a picture
 MONO_ADVANCE = 0.602  # width of a DejaVu Sans Mono character, in em
 HEAT = LinearSegmentedColormap.from_list("dependence", ["#ffffff", "#fff0dc", "#ffc078", "#f76707", "#a61e0d"])
@@ -144,7 +137,7 @@ def lay_out(tokens: list[str], columns: int) -> list[list[tuple[int, str, int]]]
     glued = False
     for index, token in enumerate(tokens):
         for piece in re.findall(r"[^\n]*\n|[^\n]+", token) or ["·"]:
-            shown = _drawable(piece.replace("\n", "↵").replace("\t", "⇥"), MONO)
+            shown = drawing.drawable(piece.replace("\n", "↵").replace("\t", "⇥"), MONO)
             if glued and not shown.startswith(" "):
                 words[-1].append((shown, index))
             else:
@@ -191,10 +184,10 @@ def plot_curves(run: Path) -> list[Path]:
     drawn = []
 
     if _logged(metrics, "reward/mean", "reward/accuracy", "reward/format"):
-        figure = _figure(3.8)
-        axes = _axes(figure, 0.75, 0.5, WIDTH - 2.1, 2.75)
+        figure = drawing.new_figure(3.8)
+        axes = drawing.add_axes(figure, 0.75, 0.5, WIDTH - 2.1, 2.75)
         _reward_panel(axes, metrics, "Reward, mean over the completions of a step")
-        drawn.append(_save(figure, run / "figures" / "reward.png"))
+        drawn.append(drawing.save(figure, run / "figures" / "reward.png"))
 
     panels = [
         (title, unit, factor, [(f"objective/{name}", label, color) for name, label, color in curves])
@@ -211,13 +204,13 @@ def plot_curves(run: Path) -> list[Path]:
     ]
     panels = [panel for panel in panels if _logged(metrics, *(name for name, _, _ in panel[3]))]
     if panels:
-        figure = _figure(2.95)
+        figure = drawing.new_figure(2.95)
         for place, (title, unit, factor, curves) in enumerate(panels):
             width = WIDTH / len(panels)
-            axes = _axes(figure, place * width + 0.7, 0.5, width - 1.7, 1.9)
-            _panel(axes, title, unit, "step")
+            axes = drawing.add_axes(figure, place * width + 0.7, 0.5, width - 1.7, 1.9)
+            drawing.panel(axes, title, unit, "step")
             _curves(axes, metrics, curves, factor)
-        drawn.append(_save(figure, run / "figures" / "perception.png"))
+        drawn.append(drawing.save(figure, run / "figures" / "perception.png"))
     return drawn
 
 
@@ -241,7 +234,7 @@ def plot_example(
     """
     _check_lengths(tokens, dependence)
     size, margin, gap = 9.0, 0.35, 0.3
-    heading = _wrap(title, 88)
+    heading = drawing.wrapped(title, 88)
     top = margin + 0.24 * len(heading) + 0.28
 
     images = (image, masked_image)
@@ -254,13 +247,13 @@ def plot_example(
     lines = lay_out(tokens, columns)
     bottom = max(top + max(height for _, height in boxes), tokens_top + min(len(lines), MAX_LINES) * _line(size))
 
-    figure = _figure(bottom + 0.75)
-    _heading(figure, margin, margin, heading)
+    figure = drawing.new_figure(bottom + 0.75)
+    drawing.heading(figure, margin, margin, heading)
     _images(figure, margin, top, boxes, images, gap)
     norm = _norm(dependence)
     _tokens(figure, left, tokens_top, columns, size, lines, dependence, norm)
     _colour_bar(figure, margin, bottom + 0.3, norm)
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 def plot_before_after(path: Path, rows: list[dict]) -> Path:
@@ -273,11 +266,11 @@ def plot_before_after(path: Path, rows: list[dict]) -> Path:
     Raises:
         ValueError: no row can be drawn.
     """
-    figure = _figure(3.8)
-    axes = _axes(figure, 0.75, 0.6, WIDTH - 1.1, 2.35)
+    figure = drawing.new_figure(3.8)
+    axes = drawing.add_axes(figure, 0.75, 0.6, WIDTH - 1.1, 2.35)
     _bars(axes, rows, 9.0, "Accuracy before (light) and after (dark) training")
-    _text(figure, WIDTH - 0.35, 0.42, _sample_note(rows), size=8, color=MUTED, va="center", ha="right")
-    return _save(figure, path)
+    drawing.add_text(figure, WIDTH - 0.35, 0.42, _sample_note(rows), size=8, color=MUTED, va="center", ha="right")
+    return drawing.save(figure, path)
 
 
 def plot_overview(path: Path, run: Path) -> Path:
@@ -290,10 +283,10 @@ def plot_overview(path: Path, run: Path) -> Path:
     """
     example, metrics, evaluation = read_example(run), metric_columns(run), read_evaluation(run)
     margin, split, height = 0.3, 5.1, 4.9
-    figure = _figure(height)
+    figure = drawing.new_figure(height)
 
-    heading, images = _wrap(example.title, 54), (example.image, example.masked_image)
-    _heading(figure, margin, margin, heading)
+    heading, images = drawing.wrapped(example.title, 54), (example.image, example.masked_image)
+    drawing.heading(figure, margin, margin, heading)
     top = margin + 0.24 * len(heading) + 0.28
     short = len("".join(example.tokens)) < 100
     if short and example.image.width > 2 * example.image.height:  # wide ones have more room one below the other
@@ -315,12 +308,14 @@ def plot_overview(path: Path, run: Path) -> Path:
 
     left, width = split + 0.85, WIDTH - split - 0.85 - 1.05
     if evaluation:
-        curve = _axes(figure, left, 0.6, width, 1.45)
-        _bars(_axes(figure, left, 2.9, width + 0.8, 1.15), evaluation, 7.5, "Before (light) and after (dark)")
+        curve = drawing.add_axes(figure, left, 0.6, width, 1.45)
+        _bars(
+            drawing.add_axes(figure, left, 2.9, width + 0.8, 1.15), evaluation, 7.5, "Before (light) and after (dark)"
+        )
     else:
-        curve = _axes(figure, left, 0.6, width, height - 1.3)
+        curve = drawing.add_axes(figure, left, 0.6, width, height - 1.3)
     _reward_panel(curve, metrics, "Training", ("reward/accuracy", "reward/format"))
-    return _save(figure, path)
+    return drawing.save(figure, path)
 
 
 # --------------------------------------------------------------------------------------------------------------- pieces
@@ -342,64 +337,6 @@ def _logged(metrics: dict[str, np.ndarray], *names: str) -> bool:
     return any(np.isfinite(metrics[name]).any() for name in names if name in metrics)
 
 
-@cache
-def _codepoints(family: str) -> frozenset[int]:
-    return frozenset(get_font(findfont(family)).get_charmap())
-
-
-def _drawable(text: str, family: str) -> str:
-    """The text with a □ for every character that the font lacks (matplotlib would warn and draw nothing useful)."""
-    known = _codepoints(family)
-    return "".join(char if ord(char) in known and char.isprintable() else "□" for char in text)
-
-
-def _wrap(title: str, columns: int) -> list[str]:
-    return textwrap.wrap(_drawable(" ".join(title.split()), SANS), columns, max_lines=2, placeholder=" …")
-
-
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
-
-
-def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place given in inches from the upper left corner."""
-    full_width, full_height = figure.get_size_inches()
-    bottom = full_height - top - height
-    return figure.add_axes(
-        (left / full_width, bottom / full_height, width / full_width, height / full_height), facecolor="white"
-    )
-
-
-def _text(figure: Figure, left: float, top: float, text: str, size: float = 9, color: str = INK, **options) -> None:
-    width, height = figure.get_size_inches()
-    options = {"family": SANS, "va": "top", "parse_math": False, **options}
-    figure.text(left / width, 1 - top / height, text, fontsize=size, color=color, **options)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=DPI)
-    return path
-
-
-def _heading(figure: Figure, left: float, top: float, lines: list[str]) -> None:
-    for number, line in enumerate(lines):
-        _text(figure, left, top + 0.24 * number, line, size=11, weight="bold")
-
-
-def _panel(axes: Axes, title: str, ylabel: str, xlabel: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=INK, family=SANS, weight="bold", pad=9)
-    axes.set_ylabel(ylabel, fontsize=8.5, color=MUTED, family=SANS)
-    axes.set_xlabel(xlabel, fontsize=8.5, color=MUTED, family=SANS)
-    axes.grid(True, axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=8, labelcolor=MUTED, labelfontfamily=SANS)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(FRAME)
-
-
 def _curves(
     axes: Axes, metrics: dict[str, np.ndarray], curves: list[tuple[str, str, str]], factor: float = 1, top: float = 0
 ) -> None:
@@ -416,7 +353,9 @@ def _curves(
         marker = "o" if known.sum() == 1 else None  # a line through one point is invisible
         axes.plot(steps[known], values[known], color=color, alpha=0.3, linewidth=0.9)
         axes.plot(steps[bold], middle[bold], color=color, linewidth=2, marker=marker, solid_capstyle="round")
-        ends.append((middle[bold][-1], label, color))
+        last = middle[bold][-1]
+        text = f"{label} {last:.2f}" if abs(last) >= 0.095 else f"{label} {last:.2g}"
+        ends.append((last, text.strip(), color))
         low, high = min(low, values[known].min()), max(high, values[known].max())
 
     space = 0.06 * (high - low) or 0.5
@@ -424,34 +363,7 @@ def _curves(
     axes.set_xlim(steps[0] - (len(steps) == 1), steps[-1] + (len(steps) == 1))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    _end_labels(axes, ends)
-
-
-def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Name and last value at the right end of each curve, pushed apart where they would overlap."""
-    low, high = axes.get_ylim()
-    needed = 0.17 / (axes.get_position().height * axes.figure.get_figheight())  # a line of text, in axes fractions
-    heights, floor = [], -math.inf
-    ends = sorted(ends, key=lambda end: end[0])
-    for value, _, _ in ends:
-        floor = max((value - low) / (high - low), floor + needed)
-        heights.append(floor)
-    ceiling = 1.02
-    for place in reversed(range(len(heights))):
-        heights[place] = min(heights[place], ceiling)
-        ceiling = heights[place] - needed
-    for height, (value, label, color) in zip(heights, ends, strict=True):
-        text = f"{label} {value:.2f}" if abs(value) >= 0.095 else f"{label} {value:.2g}"
-        style = {"va": "center", "fontsize": 8.5, "weight": "bold", "family": SANS}
-        axes.annotate(
-            text.strip(),
-            (1, height),
-            (6, 0),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=color,
-            **style,
-        )
+    drawing.end_labels(axes, ends)
 
 
 def _reward_panel(
@@ -461,7 +373,7 @@ def _reward_panel(
     names: tuple[str, ...] = ("reward/accuracy", "reward/format", "reward/mean"),
 ) -> None:
     styles = {"reward/accuracy": ("accuracy", CLEAN), "reward/format": ("format", QUIET), "reward/mean": ("mean", INK)}
-    _panel(axes, title, "reward (0 to 1)", "step")
+    drawing.panel(axes, title, "reward (0 to 1)", "step")
     _curves(axes, metrics, [(name, *styles[name]) for name in names], top=1.0)
 
 
@@ -473,7 +385,7 @@ def _bars(axes: Axes, rows: list[dict], size: float, title: str) -> None:
     if not any(group in groups for _, group, _ in accuracy):
         raise ValueError('no evaluation row has a finite accuracy and group "high", "low" or "all": nothing to draw')
 
-    _panel(axes, title, "% correct", "")
+    drawing.panel(axes, title, "% correct", "")
     axes.spines["bottom"].set_zorder(3)
     ticks, x = [], 0.0
     for view, color in (("clean", CLEAN), ("masked", MASKED)):
@@ -486,7 +398,7 @@ def _bars(axes: Axes, rows: list[dict], size: float, title: str) -> None:
                 if value is None:
                     continue
                 style = {"color": color, "weight": "bold"} if step else {"color": MUTED}
-                axes.bar(x + step, value, 0.96, color=color if step else _tint(color, 0.68))
+                axes.bar(x + step, value, 0.96, color=color if step else drawing.tint(color, 0.68))
                 axes.annotate(
                     f"{value:.0f}", (x + step, value), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
                     fontsize=size, family=SANS, **style,
@@ -518,11 +430,6 @@ def _sample_note(rows: list[dict]) -> str:
     return note
 
 
-def _tint(color: str, white: float) -> tuple[float, float, float]:
-    red, green, blue = (white + (1 - white) * part for part in to_rgb(color))
-    return red, green, blue
-
-
 def _fit(images: list[Image.Image] | tuple[Image.Image, ...], width: float, height: float) -> list[tuple[float, float]]:
     """The largest (width, height) in inches for each image inside a box, its shape kept."""
     scales = [min(width / image.width, height / image.height) for image in images]
@@ -540,7 +447,7 @@ def _images(
 ) -> None:
     """Both views side by side, or one below the other, pixels kept sharp where they are enlarged."""
     for box, image, caption in zip(boxes, images, ("what the policy sees", "masked"), strict=True):
-        axes = _axes(figure, left, top, *box)
+        axes = drawing.add_axes(figure, left, top, *box)
         picture = image.convert("RGB")
         picture.thumbnail((1200, 1200))  # `convert` made a copy; more pixels than this the figure does not have
         smooth = "nearest" if picture.width < box[0] * DPI else "antialiased"
@@ -549,7 +456,7 @@ def _images(
         axes.set_yticks([])
         for spine in axes.spines.values():
             spine.set_color(FRAME)
-        _text(figure, left, top - 0.06, caption, size=8.5, color=MUTED, va="bottom")
+        drawing.add_text(figure, left, top - 0.06, caption, size=8.5, color=MUTED, va="bottom")
         if down:
             top += box[1] + gap
         else:
@@ -593,7 +500,7 @@ def _tokens(
         drawn = {index for line in shown for _, _, index in line}
         text = f"… {len(dependence) - len(drawn)} more tokens"[:columns]
         lines = [*shown, [(0, text, -1)]]
-    axes = _axes(figure, left, top, columns * _advance(size), len(lines) * _line(size))
+    axes = drawing.add_axes(figure, left, top, columns * _advance(size), len(lines) * _line(size))
     axes.set_axis_off()
     axes.set_xlim(0, columns)
     axes.set_ylim(len(lines), 0)
@@ -618,10 +525,10 @@ def _tokens(
 
 
 def _colour_bar(figure: Figure, left: float, top: float, norm: PowerNorm) -> None:
-    axes = _axes(figure, left, top, 1.9, 0.11)
+    axes = drawing.add_axes(figure, left, top, 1.9, 0.11)
     ticks = [norm.vmax * part for part in (0, 0.04, 0.25, 1)]
     bar = figure.colorbar(ScalarMappable(norm, HEAT), cax=axes, orientation="horizontal", ticks=ticks, format="%g")
     bar.outline.set_edgecolor(FRAME)
     bar.minorticks_off()
     axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED, labelfontfamily=SANS, pad=2)
-    _text(figure, left + 2.05, top + 0.055, DEPENDENCE_LABEL, size=8, color=MUTED, va="center")
+    drawing.add_text(figure, left + 2.05, top + 0.055, DEPENDENCE_LABEL, size=8, color=MUTED, va="center")

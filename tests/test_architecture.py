@@ -15,8 +15,8 @@ LAYERS = {
     0: "version resources redaction config batch images masking randomness rewards grading workers objectives metrics",
     1: "modeling",
     2: "data stream digits head logprobs prefix_attention shared_prefix rollout",
-    3: "experience trainer preparation dry_run warmup report card dataset figures checkpoint tracking guard plugins "
-    "evaluation hub",
+    3: "experience trainer preparation dry_run warmup report card dataset drawing figures checkpoint tracking guard "
+    "plugins evaluation hub",
     5: "cli",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

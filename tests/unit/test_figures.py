@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from papo_hub import figures
+from papo_hub import drawing, figures
 from papo_hub.figures import Example, lay_out, metric_columns, running_median
 
 ROW = {
@@ -143,7 +143,7 @@ def test_layout_keeps_every_token_inside_the_columns(tokens, columns):
 @pytest.mark.parametrize("size", [8, 9, 10])
 def test_characters_are_as_wide_as_their_columns(size):
     """Two routes: the font's rendered width, and the width the layout counts with (to half a character in a line)."""
-    figure = figures._figure(1)
+    figure = drawing.new_figure(1)
     text = figure.text(0, 0, "m" * 80, family=figures.MONO, fontsize=size)
     width = text.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / figures.DPI
     assert width == pytest.approx(80 * figures._advance(size), abs=0.5 * figures._advance(size))
@@ -180,9 +180,9 @@ def test_curves_without_perception_and_with_gaps(tmp_path):
 
 
 def test_labels_of_close_curves_do_not_overlap(tmp_path):
-    figure = figures._figure(3)
-    axes = figures._axes(figure, 1, 0.5, 5, 2)
-    figures._end_labels(axes, [(1.0, "a", "k"), (0.999, "b", "k"), (0.0, "c", "k"), (0.001, "d", "k")])
+    figure = drawing.new_figure(3)
+    axes = drawing.add_axes(figure, 1, 0.5, 5, 2)
+    drawing.end_labels(axes, [(1.0, "a", "k"), (0.999, "b", "k"), (0.0, "c", "k"), (0.001, "d", "k")])
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = sorted((text.get_window_extent(renderer) for text in axes.texts), key=lambda box: box.y0)
     assert len(boxes) == 4
@@ -236,7 +236,7 @@ def test_before_after_draws_each_pair_at_its_height(tmp_path):
 
     def height(color):
         """Pixels of the tallest column of that colour: the bar."""
-        wanted = [round(255 * part) for part in figures._tint(color, 0)]
+        wanted = [round(255 * part) for part in drawing.tint(color, 0)]
         return (np.abs(array.astype(int) - wanted).max(-1) <= 2).sum(0).max()
 
     # clean after 0.9, masked after 0.6; a bar loses no more than its edges
@@ -264,4 +264,4 @@ def test_overview_with_and_without_evaluation(tmp_path):
 def test_pictures_are_reproducible_and_leave_pyplot_alone(tmp_path):
     first, second = (figures.plot_before_after(tmp_path / name, ROWS).read_bytes() for name in ("a.png", "b.png"))
     assert first == second
-    assert "plt" not in vars(figures) and "pyplot" not in vars(figures)
+    assert not {"plt", "pyplot"} & (vars(figures).keys() | vars(drawing).keys())
