@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -27,8 +28,9 @@ class RolloutEngine(Protocol):
         prompts: list[Prompt],
         num_generations: int,
         sampling: Sampling,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[int],
         view: Literal["clean", "masked"] = "clean",
     ) -> list[Completion]:
-        """P · G completions, prompt by prompt. All randomness comes from `generator`."""
+        """P · G completions, prompt by prompt. All randomness comes from `generator`, or from P · G seeds, one a
+        completion: what is drawn for it then depends on its seed alone, not on what is sampled beside it."""
         ...

@@ -1,11 +1,12 @@
 """Sampling in the model's own forward pass: each prompt computed once, then one token a step for all completions.
 
-`generate` of transformers draws from the global random state; here every draw comes from the generator that is passed in.
-A completion that has ended leaves the batch.
+`generate` of transformers draws from the global random state; here every draw comes from what is passed in. A completion
+that has ended leaves the batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -49,10 +50,10 @@ class TransformersEngine:
         prompts: list[Prompt],
         num_generations: int,
         sampling: Sampling,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[int],
         view: Literal["clean", "masked"] = "clean",
     ) -> list[Completion]:
-        """See `RolloutEngine.generate`. The generator lives on the model's device.
+        """See `RolloutEngine.generate`. A generator lives on the model's device.
 
         Each completion carries its tokens' log-probs under the model, whatever the sampling left out of the draw.
         """
@@ -64,7 +65,10 @@ class TransformersEngine:
         for start in range(0, len(prompts), at_once):
             chunk = by_length[start : start + at_once]
             rows = [getattr(prompts[i], view) for i in chunk]
-            decoded = self._decode(rows, num_generations, sampling, generator)
+            randomness = generator
+            if not isinstance(generator, torch.Generator):
+                randomness = [seed for i in chunk for seed in generator[i * num_generations :][:num_generations]]
+            decoded = self._decode(rows, num_generations, sampling, randomness)
             for place, completion in enumerate(decoded):
                 completions[chunk[place // num_generations]].append(completion)
         self.model.train(was_training)
@@ -75,7 +79,7 @@ class TransformersEngine:
         device = next(self.model.parameters()).device
         decoder = start_decoding(self.model, rows, num_generations)
         count = len(rows) * num_generations
-        process = self._processors(sampling)
+        process, heights = self._processors(sampling), _heights(generator, sampling.max_completion_length, device)
         never = torch.tensor(self.suppressed, dtype=torch.long, device=device)
         not_yet = torch.tensor(self.suppressed + self.stop_ids, dtype=torch.long, device=device)
         ids: list[list[int]] = [[] for _ in range(count)]
@@ -87,7 +91,7 @@ class TransformersEngine:
             logits = decoder.logits.to(wide)
             excluded = not_yet if step < sampling.min_completion_length else never
             scores = process(None, logits.index_fill(1, excluded, -torch.inf))  # top-p chooses among what may come
-            tokens = scores.argmax(-1) if sampling.temperature == 0 else draw(scores, generator)
+            tokens = scores.argmax(-1) if sampling.temperature == 0 else draw(scores, heights(active, step))
             chosen = selected_logprobs(logits[:, None], tokens[:, None], sampling.temperature or 1.0)
             logprobs[index, step] = chosen[:, 0]
             for row, token in zip(active, tokens.tolist(), strict=True):
@@ -121,15 +125,29 @@ class TransformersEngine:
         return process
 
 
-def draw(scores: Tensor, generator: torch.Generator) -> Tensor:
-    """One token of softmax(scores) a row. (A, V) → (A,).
+def draw(scores: Tensor, heights: Tensor) -> Tensor:
+    """One token of softmax(scores) a row, by a uniform random number (A, 1) each. (A, V) → (A,).
 
     By the inverse of the distribution function, which takes one random number where torch.multinomial takes V. In
     float64, in which the sum over a vocabulary loses no token; one of probability 0 is never drawn.
     """
     reached = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
-    height = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device, generator=generator)
-    return torch.searchsorted(reached, height * reached[:, -1:], right=True)[:, 0]
+    return torch.searchsorted(reached, heights * reached[:, -1:], right=True)[:, 0]
+
+
+def _heights(
+    randomness: torch.Generator | Sequence[int], length: int, device: torch.device
+) -> Callable[[list[int], int], Tensor]:
+    """(completions, step) → their uniform random numbers (A, 1). With a seed a completion, each has `length` numbers of
+    its own, whichever others are decoded beside it."""
+    if isinstance(randomness, torch.Generator):
+        options = {"dtype": torch.float64, "device": device, "generator": randomness}
+        return lambda rows, step: torch.rand(len(rows), 1, **options)
+    own = [
+        torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in randomness
+    ]
+    table = torch.stack(own).to(device)
+    return lambda rows, step: table[rows, step, None]
 
 
 def stop_token_ids(model: torch.nn.Module, tokenizer) -> set[int]:

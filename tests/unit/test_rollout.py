@@ -173,13 +173,12 @@ def test_vision_tokens_are_never_sampled(model, tiny_processor, tiny_prompts, te
     assert sampled and not sampled & set(VISION_TOKENS)
 
 
-def test_draw_at_the_ends_of_the_unit_interval(monkeypatch):
+def test_draw_at_the_ends_of_the_unit_interval():
     """Probabilities 0, 1/4, 0, 3/4, 0: what is impossible is not drawn even by the least and the greatest number there is,
     and 1/4 falls to the next."""
     scores = torch.tensor([0, 1 / 4, 0, 3 / 4, 0]).log().expand(5, -1)
     heights = torch.tensor([0, 0.2499, 0.25, 0.5, 1 - 2**-53], dtype=torch.float64)[:, None]
-    monkeypatch.setattr(torch, "rand", lambda *shape, **options: heights)
-    assert draw(scores, torch.Generator()).tolist() == [1, 1, 3, 3, 3]
+    assert draw(scores, heights).tolist() == [1, 1, 3, 3, 3]
 
 
 def test_all_randomness_comes_from_the_generator(model, tiny_processor, tiny_prompts):
@@ -193,6 +192,26 @@ def test_all_randomness_comes_from_the_generator(model, tiny_processor, tiny_pro
     assert first == again
     assert ids_of(generate(model, tiny_processor, tiny_prompts, 3, sampling, seed=8)) != ids_of(first)
     assert all(a != b for a, b in pairwise(ids_of(first[:3])))  # completions of one prompt are drawn apart
+
+
+def test_with_a_seed_each_a_completion_depends_on_nothing_that_is_sampled_beside_it(
+    model, tiny_processor, tiny_prompts
+):
+    """Neither on the other prompts and their order, nor on how many there are of its own, nor on the chunks."""
+
+    def sampled(prompts, num_generations, seeds, batch_size=64):
+        engine = TransformersEngine(model, tiny_processor.tokenizer, batch_size)
+        return ids_of(engine.generate(prompts, num_generations, Sampling(1.0, 1.0, 6), seeds))
+
+    first, second = tiny_prompts[:2]
+    together = sampled([first, second], 3, range(6))
+    assert len({tuple(ids) for ids in together}) == 6
+    assert sampled([second, first], 3, [3, 4, 5, 0, 1, 2]) == together[3:] + together[:3]
+    assert sampled([first, second], 2, [0, 1, 3, 4]) == together[:2] + together[3:5]
+    assert sampled([first, second], 3, range(6), batch_size=1) == together
+    assert [sampled([second], 1, [seed])[0] for seed in (3, 4, 5)] == together[3:]
+    assert sampled([first], 3, [2, 1, 0]) == together[2::-1]
+    assert sampled([first], 2, [7, 7])[0] == sampled([first], 2, [7, 7])[1]
 
 
 def test_chunks_change_no_greedy_token(model, tiny_processor, tiny_prompts):
