@@ -38,11 +38,11 @@ class DigitRows:
         hide_hinted: probability with which a tile is blackened where the text carries its digit. The warm-up uses it, so
             that the model learns to read the text as well as the image.
 
-    A row has `id`, `problem`, `answer` and `images` (one image); `kind` and `dependence` to group results; `solution`, the
-    response that the warm-up imitates.
+    A row has `id`, `problem`, `answer` and `images` (one image); `kind` and `dependence` to group results; `reading`, the
+    digits that the image shows ("3 4 1"); `solution`, the response that the warm-up imitates.
     """
 
-    column_names = ("id", "problem", "answer", "images", "kind", "dependence", "solution")
+    column_names = ("id", "problem", "answer", "images", "kind", "dependence", "reading", "solution")
 
     def __init__(
         self, split: str = "train", size: int = 4096, seed: int = 0, scans: int | None = None, hide_hinted: float = 0.0
@@ -81,6 +81,7 @@ class DigitRows:
             "images": [image],
             "kind": kind,
             "dependence": str(dependence),
+            "reading": reading,
             "solution": f"<think> {reading}</think> \\boxed{{{answer}}}",
         }
 
