@@ -18,6 +18,7 @@ from matplotlib.font_manager import findfont, get_font
 
 WIDTH, DPI = 9.0, 144
 INK, MUTED, GRID, FRAME = "#1f2933", "#6b7785", "#e8ebef", "#cfd6dd"
+CLEAN, MASKED, ACCENT, QUIET = "#0b7285", "#5c677d", "#d9480f", "#b08900"
 SANS, MONO = "DejaVu Sans", "DejaVu Sans Mono"  # both ship with matplotlib
 
 
@@ -58,7 +59,8 @@ def heading(figure: Figure, left: float, top: float, lines: list[str]) -> None:
 
 def panel(axes: Axes, title: str, ylabel: str, xlabel: str) -> None:
     """The look of a plot: its title to the left, faint horizontal lines, a frame at the bottom only."""
-    axes.set_title(title, loc="left", fontsize=10, color=INK, family=SANS, weight="bold", pad=9)
+    style = {"color": INK, "family": SANS, "weight": "bold", "parse_math": False}
+    axes.set_title(title, loc="left", fontsize=10, pad=9, **style)
     axes.set_ylabel(ylabel, fontsize=8.5, color=MUTED, family=SANS)
     axes.set_xlabel(xlabel, fontsize=8.5, color=MUTED, family=SANS)
     axes.grid(True, axis="y", color=GRID, linewidth=0.8)

@@ -25,10 +25,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from papo_hub import drawing
-from papo_hub.drawing import DPI, FRAME, INK, MONO, MUTED, SANS, WIDTH
+from papo_hub.drawing import ACCENT, CLEAN, DPI, FRAME, INK, MASKED, MONO, MUTED, QUIET, SANS, WIDTH
 from papo_hub.tracking import read_metrics
 
-CLEAN, MASKED, ACCENT, QUIET = "#0b7285", "#5c677d", "#d9480f", "#b08900"
 MAX_LINES = 60  # of tokens in a picture
 MONO_ADVANCE = 0.602  # width of a DejaVu Sans Mono character, in em
 HEAT = LinearSegmentedColormap.from_list("dependence", ["#ffffff", "#fff0dc", "#ffc078", "#f76707", "#a61e0d"])
