@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "papo_hub"
 
 LAYERS = {
-    0: "version resources redaction config batch images masking randomness rewards grading workers objectives metrics",
+    0: "version resources redaction config batch images masking randomness rewards grading workers objectives "
+    "statistics metrics",
     1: "modeling",
     2: "data stream digits head logprobs prefix_attention shared_prefix rollout",
     3: "experience trainer preparation dry_run warmup report card dataset drawing figures checkpoint tracking guard "
@@ -28,6 +29,7 @@ LIBRARIES = {
     "jinja2": 3, "tqdm": 3, "huggingface_hub": 5,
 }  # fmt: skip
 EXCEPTIONS = {
+    ("metrics", "datasets"),  # the types of a metric's inputs
     ("hub", "huggingface_hub"),  # the only room that talks to the Hub
     ("data", "huggingface_hub"),  # where the cache lies, whose links a dataset's image paths may follow
     ("dataset", "huggingface_hub"),  # likewise

@@ -1,0 +1,1 @@
+"""Accuracy over k responses a problem."""

@@ -1,0 +1,1 @@
+"""Share of responses that keep the format."""

@@ -1,0 +1,1 @@
+"""Whether wrong answers come from reading the image wrongly."""

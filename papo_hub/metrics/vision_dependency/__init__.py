@@ -1,0 +1,1 @@
+"""How much accuracy depends on seeing the image."""
