@@ -93,8 +93,9 @@ def summary(results: dict[str, Any]) -> str:
 def _headline(results: dict[str, Any]) -> list[str]:
     settings, rows = results["settings"], _clean(results)
     whole = [row for row in rows if row.get("subset", "all") == "all"]
-    model = text(settings.get("model") or "a model")
-    commit = f" at commit {text(settings['commit'])}" if settings.get("commit") else ""
+    about = settings.get("model") or {}
+    model = text(about.get("name") or "a model")
+    version = next((f" ({kind} {text(about[kind])})" for kind in ("commit", "weights") if about.get(kind)), "")
     when = f", on {text(str(settings['started'])[:10])}" if settings.get("started") else ""
     problems = sum(row.get("problems") or 0 for row in whole)
     temperature, grader = _setting(settings, "temperature"), _setting(settings, "grader")
@@ -103,7 +104,7 @@ def _headline(results: dict[str, Any]) -> list[str]:
     lines = [
         f"# Evaluation of {model}",
         "",
-        f"The model {model}{commit} answered {problems:,} problems of {_plural(len(whole), 'benchmark')}, "
+        f"The model {model}{version} answered {problems:,} problems of {_plural(len(whole), 'benchmark')}, "
         f"{_k(rows)} times each{drawn}{graded}{when}.",
         "",
     ]
@@ -208,8 +209,9 @@ def _dependency(results: dict[str, Any], folder: Path) -> list[str]:
     ]
     if any(found.get("perception_kl") is not None for found in measured.values()):
         lines.append(
-            "* **KL a token**: how much the probabilities of the given answer's tokens change when the image is masked "
-            "(divergence between both views, k3 estimate, a mean over tokens). 0: the image changes nothing."
+            "* **KL a token**: how much the probabilities of a given answer's tokens change when the clean image becomes "
+            f"the image {text(_view(results['settings'].get('kl_view') or 'masked'))} (divergence between both views, k3 "
+            "estimate, a mean over tokens). 0: the image changes nothing."
         )
     return lines
 
@@ -232,18 +234,24 @@ def _errors(results: dict[str, Any], folder: Path) -> list[str]:
     if not errors:
         return []
     kinds = ("right", "lucky", "perception_error", "reasoning_error", "unread")
-    cells = [[text(titles[name]), *(_percent(shares.get(kind)) for kind in kinds)] for name, shares in errors.items()]
+    cells = []
+    for name, shares in errors.items():
+        perception, both = (shares.get(kind) or 0 for kind in ("perception_error", "reasoning_error"))
+        both += perception
+        of_perception = _percent(perception / both if both else None)
+        cells.append([text(titles[name]), *(_percent(shares.get(kind)) for kind in kinds), of_perception])
     plot_errors(folder / "figures" / "errors.png", {titles[name]: shares for name, shares in errors.items()})
     return [
         "",
         "## What goes wrong",
         "",
-        "What an answer says it saw is compared with what the image shows, as the dataset states it. Right: both reading "
+        "What an answer says it saw, between its think tags, is compared with what the image shows, as the dataset states "
+        "it. Right: both reading "
         "and result are right. Lucky: wrong reading, right result. Perception error: wrong reading, wrong result. "
-        "Reasoning error: right reading, wrong result. Unread: the answer does not say what it saw. Shares of all "
-        "answers to the clean image, in percent.",
+        "Reasoning error: right reading, wrong result. Unread: the answer does not say what it saw. Shares of the "
+        "answers to the clean image, in percent; of perception: the share of perception errors among both kinds.",
         "",
-        *_table(["benchmark", *(kind.replace("_", " ") for kind in kinds)], cells),
+        *_table(["benchmark", *(kind.replace("_", " ") for kind in kinds), "of perception"], cells),
         "",
         "![Shares of right and wrong readings and results](figures/errors.png)",
     ]
@@ -255,23 +263,21 @@ def _reproduce(results: dict[str, Any]) -> list[str]:
     if settings.get("command"):  # one line, indented: a code block that its content cannot end
         lines += [f"    {plain(settings['command'])}", ""]
     if datasets := [entry for entry in _entries(settings) if entry.get("dataset")]:
-        fields = ("dataset", "split", "revision", "commit")
-        cells = [
-            [
-                text(_title(entry)),
-                *(text(entry[field]) if entry.get(field) else "–" for field in fields),
-                text(_licence(entry)),
-            ]
-            for entry in datasets
-        ]
-        lines += [*_table(["benchmark", *fields, "licence of the original"], cells, numbers=False), ""]
+        header = ["benchmark", "dataset", "split", "version", "first rows", "most tokens", "licence of the original"]
+        cells = []
+        for entry in datasets:
+            version = entry.get("commit") or entry.get("content") or entry.get("revision")
+            values = (entry["dataset"], entry.get("split"), version, entry.get("limit") or "all")
+            values += (entry.get("max_completion_length"), _licence(entry))
+            cells.append([text(entry.get("title") or entry.get("name")), *(text(v) if v else "–" for v in values)])
+        lines += [*_table(header, cells, numbers=False), ""]
     shown = ("command", "benchmarks") if datasets else ("command",)
     if flat := [[text(key), text(value)] for key, value in _flat(settings) if key not in shown]:
         lines += _table(["setting", "value"], flat, numbers=False)
     lines += [
         "",
         "Beside this report: answers.jsonl (every answer with its verdict, an object a line), results.json (the numbers "
-        "above), settings.json (the settings above), figures/.",
+        "above), settings.json (all settings), figures/.",
     ]
     if skipped:
         lines += ["", f"{_plural(len(skipped), 'row')} could not be used and stayed out of every number:", ""]
@@ -345,7 +351,8 @@ def _coverage(group: str, average: dict[str, Any]) -> str:
 
 def _size_in(settings: dict[str, Any]) -> str | None:
     """ "3B" or "7B" where the model's or its base's name says so."""
-    found = re.search(r"(?<![\d.])([37])B(?![a-z])", f"{settings.get('model')} {settings.get('base')}", re.IGNORECASE)
+    about = settings.get("model") or {}
+    found = re.search(r"(?<![\d.])([37])B(?![a-z])", f"{about.get('name')} {about.get('base')}", re.IGNORECASE)
     return f"{found[1]}B" if found else None
 
 
@@ -368,20 +375,15 @@ def _entries(settings: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in benchmarks if isinstance(entry, dict)] if isinstance(benchmarks, list) else []
 
 
-def _title(entry: dict[str, Any]) -> str:
-    name = str(entry.get("name", "–"))
-    return BENCHMARKS[name].title if name in BENCHMARKS else name
-
-
-def _licence(entry: dict[str, Any]) -> str:
-    name = entry.get("name")
-    return BENCHMARKS[name].licence if name in BENCHMARKS else "–"
+def _licence(entry: dict[str, Any]) -> str | None:
+    known = BENCHMARKS.get(entry.get("name"))
+    return known.licence if known else None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Settings with dotted names; nothing that is named like a credential, nothing unset."""
     for key, value in settings.items():
-        if names_a_secret(key) or value is None:
+        if names_a_secret(key) or value is None or (isinstance(value, list) and not any(value)):
             continue
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -40,8 +40,14 @@ def row(benchmark="digits", title="Digits", group="tiny", accuracy=0.625, **chan
 
 
 def results(rows, **parts):
-    settings = {"model": "someone/model-3B", "commit": "0a1b", "k": 4, "grader": "math", "started": "2026-01-31T08:00Z"}
-    return {"settings": settings | {"sampling": {"temperature": 1.0}}, "rows": rows, **parts}
+    settings = {
+        "model": {"name": "someone/model-3B", "revision": None, "commit": "0a1b", "weights": None, "base": None},
+        "protocol": {"k": 4, "temperature": 1.0, "grader": "math"},
+        "kl_view": "mask-0.6",
+        "pixels": [None, None],
+        "started": "2026-01-31T08:00:00Z",
+    }
+    return {"settings": settings, "rows": rows, **parts}
 
 
 def paper_rows(count=9, model="PAPO-G-3B"):
@@ -79,7 +85,7 @@ def test_headline_and_table_by_hand(tmp_path):
     high = row(accuracy=0.9, subset="dependence: high", problems=400, pass_at_k=None, majority_at_k=1.0, low=None)
     shown = report(tmp_path, results([high, row(view="mask-0.6", accuracy=0.111), row()]))
     assert (
-        "The model someone/model-3B at commit 0a1b answered 1,200 problems of 1 benchmark, 4 times each at temperature 1, "
+        "The model someone/model-3B (commit 0a1b) answered 1,200 problems of 1 benchmark, 4 times each at temperature 1, "
         "graded by rules (grader: math), on 2026-01-31." in shown
     )
     assert "* **Accuracy on Digits: 62.5 % (95 % interval 57.5 to 67.5)**" in shown
@@ -101,7 +107,7 @@ def test_averages_and_the_gain_over_the_paper_with_all_nine(tmp_path):
         "* Mean relative gain over the GRPO-3B of the [PAPO paper](https://arxiv.org/abs/2507.06448): +4.4 %" in shown
     )
     big = results(paper_rows(model="GRPO-7B"))
-    big["settings"]["model"] = "Qwen2.5-VL-7B-Instruct"
+    big["settings"]["model"] = {"name": "my-run", "base": "Qwen/Qwen2.5-VL-7B-Instruct"}
     assert "over the GRPO-7B of the" in report(tmp_path, big) and ": +0.0 %" in report(tmp_path, big)
 
 
@@ -120,7 +126,7 @@ def test_what_is_missing_is_marked(tmp_path):
 )
 def test_the_paper_row_is_of_the_models_size(tmp_path, model, size, sure):
     found = results(paper_rows(1))
-    found["settings"]["model"] = model
+    found["settings"]["model"]["name"] = model
     shown = report(tmp_path, found)
     assert f"two {size} models" in shown
     assert ("says neither 3B nor 7B" in shown) is not sure
@@ -157,8 +163,10 @@ def test_what_a_gap_means(tmp_path, low, high, meaning):
 
 def test_errors_by_hand(tmp_path):
     shown = report(tmp_path, results([row()], perception_errors={"digits": SHARES}))
-    assert "| benchmark | right | lucky | perception error | reasoning error | unread |" in shown
-    assert "| Digits | 42.0 | 3.0 | 33.0 | 12.0 | 10.0 |" in shown
+    assert "| benchmark | right | lucky | perception error | reasoning error | unread | of perception |" in shown
+    assert "| Digits | 42.0 | 3.0 | 33.0 | 12.0 | 10.0 | 73.3 |" in shown  # 33 / (33 + 12)
+    flawless = report(tmp_path, results([row()], perception_errors={"digits": {"right": 1.0, "unread": 0.0}}))
+    assert "| Digits | 100.0 | – | – | – | 0.0 | – |" in flawless
 
 
 def test_how_to_reproduce(tmp_path):
@@ -166,16 +174,19 @@ def test_how_to_reproduce(tmp_path):
     found = results([row()], skipped=skipped)
     found["settings"] |= {
         "command": "papo-hub evaluate m --benchmarks digits\n# injected",
-        "benchmarks": [{"name": "digits", "dataset": "digits", "split": "test", "revision": None, "commit": "c0"}],
+        "benchmarks": [
+            {"name": "digits", "title": "Digits", "dataset": "digits", "split": "test", "commit": None, "limit": 400},
+            {"name": "mine", "dataset": "a/b", "commit": "c0", "revision": "v1", "max_completion_length": 16},
+        ],
         "versions": {"torch": "2.13.0"},
         "hub_token": "hf_secret",
         "views": ["clean", "blank"],
     }
     shown = report(tmp_path, found)
     assert "\n    papo-hub evaluate m --benchmarks digits # injected\n" in shown
-    title, licence = BENCHMARKS["digits"].title, BENCHMARKS["digits"].licence
-    assert f"| {title} | digits | test | – | c0 | {licence} |" in shown
-    assert "| versions.torch | 2.13.0 |" in shown and "| views | clean, blank |" in shown
+    assert f"| Digits | digits | test | – | 400 | – | {BENCHMARKS['digits'].licence} |" in shown
+    assert "| mine | a/b | – | c0 | all | 16 | – |" in shown
+    assert "| versions.torch | 2.13.0 |" in shown and "| views | clean, blank |" in shown and "pixels" not in shown
     assert "hf_secret" not in shown
     assert "23 rows could not be used" in shown and "| digits | r19 | no image |" in shown and "r20" not in shown
     assert "… and 3 more" in shown
@@ -207,13 +218,15 @@ def test_text_from_data_stays_text(tmp_path):
         perception_errors={"a": SHARES, "b": SHARES},
         skipped=[{"benchmark": HOSTILE, "id": HOSTILE, "reason": HOSTILE}],
     )
-    found["settings"] = dict.fromkeys(("model", "commit", "grader", "base", "started", HOSTILE), HOSTILE)
+    found["settings"] = dict.fromkeys(("grader", "kl_view", "started", HOSTILE), HOSTILE)
+    found["settings"]["model"] = dict.fromkeys(("name", "commit", "base"), HOSTILE)
+    found["settings"]["benchmarks"] = [dict.fromkeys(("name", "dataset", "split", "commit", "limit"), HOSTILE)]
     shown = report(tmp_path, found)
     html = MarkdownIt("commonmark").enable("table").render(shown)
     assert (
         "<img src=x" not in html and 'href="http://b.c"' not in html and "<h1>f" not in html and "<code>c" not in html
     )
-    assert html.count("<img ") == 3 and html.count("<table>") == 5  # the last two: settings and skipped rows
+    assert html.count("<img ") == 3 and html.count("<table>") == 6  # the last: data, settings, skipped rows
     for block in shown.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("| ")}) <= 1
     # titles that two benchmarks share are told apart: headline, three tables, the sentence on the gap
