@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from .effort import hopeless
 from .quantities import ROUNDING, close, constant, is_unit, measure, number, unit_size
 from .text import listed, nesting, normalise, split, squash, without_thousands
 
@@ -107,7 +108,7 @@ def _same_lists(answer: str, candidate: str, mathematics: Mathematics) -> bool:
         if len(theirs) == 1 and _is_named(candidate):
             return _same_lists(answer, _value(candidate), mathematics)
         relation = answer if len(ours) == 1 else candidate if len(theirs) == 1 else ""
-        return bool(_INEQUALITY.search(relation)) and mathematics(answer, candidate, Fraction(1), Fraction(0))
+        return bool(_INEQUALITY.search(relation)) and _computed(answer, candidate, mathematics)
     if len(ours) == 1:
         return _same_items(ours[0], theirs[0], mathematics)
     if kind != given and not ({kind, given} <= {"", "()"} or {kind, given} <= {"", "{}"}):
@@ -152,7 +153,7 @@ def _same_items(answer: str, candidate: str, mathematics: Mathematics) -> bool:
     if len(ours) == 1:
         values = theirs[1:] if named[1] else theirs  # in 2 + 3 = 5 every side must be right: 7 = 5 is no 5
         return all(_same_lists(answer, value, mathematics) for value in values)
-    return mathematics(answer, candidate, Fraction(1), Fraction(0))
+    return _computed(answer, candidate, mathematics)
 
 
 def _sides(text: str) -> list[str]:
@@ -215,4 +216,14 @@ def _equal(answer: str, candidate: str, factor: Fraction, mathematics: Mathemati
             _equal(f"({a})/({ours[0]})", f"({c})/({theirs[0]})", factor, mathematics, tolerance)
             for a, c in zip(ours[1:], theirs[1:], strict=True)
         )
-    return mathematics(answer, candidate, factor, tolerance)
+    return _computed(answer, candidate, mathematics, factor, tolerance)
+
+
+def _computed(
+    answer: str,
+    candidate: str,
+    mathematics: Mathematics,
+    factor: Fraction = Fraction(1),
+    tolerance: Fraction = Fraction(0),
+) -> bool:
+    return not (hopeless(answer) or hopeless(candidate)) and mathematics(answer, candidate, factor, tolerance)

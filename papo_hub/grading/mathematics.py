@@ -6,12 +6,14 @@ Both can be made to run forever or to eat all memory, and take a second to impor
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import sympy
 from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
 
+from .judgement import same
 from .quantities import ROUNDING, TRIGONOMETRY, close
 
 
@@ -69,3 +71,20 @@ def _same_expressions(ours, theirs, factor: Fraction, exact: bool, tolerance: Fr
         (real_pairs if a.is_real and c.is_real else other_pairs).append((a, c))
     pairs = real_pairs or other_pairs
     return bool(pairs) and all(close(a, c, exact, tolerance, rounding=ROUNDING) for a, c in pairs)
+
+
+def load() -> Callable[[str, str], bool]:
+    """(answer, candidate) → the verdict, with everything imported that SymPy imports when it first meets it."""
+    grade = partial(same, mathematics=mathematics)
+    for answer, candidate in [
+        ("2x", "x+x"),
+        (r"\sqrt{x^2+1}", r"\sqrt{1+x^2}"),
+        ("y=2x+1", "2x-y+1=0"),
+        (r"\log_2 30", r"\log_2 31"),
+        (r"\sin 15^\circ", r"\cos 7"),
+        ("x>3", r"(3,\infty)"),
+        (r"(-\infty,1)\cup(2,\infty)", r"x<1 \text{ or } x>2"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
+    ]:
+        grade(answer, candidate)
+    return grade
