@@ -133,7 +133,7 @@ class Comparison:
     def text(self) -> str:
         """The comparison as a table for a terminal, at most 100 columns wide where names allow it."""
         lines = [plain(self.headline), "", *(f"  {side.label}  {plain(side.name)}" for side in (self.a, self.b)), ""]
-        names = [_clip(plain(f"{row.benchmark} {row.name}".strip()), 32) for row in self.rows]
+        names = [_clip(f"  {plain(row.name)}" if row.name else plain(row.benchmark), 32) for row in self.rows]
         width = max(map(len, names))
         lines.append(f"{'':<{width}}{'problems':>9}{'A':>6}{'B':>6}{'B - A':>7}{'95 % interval':>17}{'p':>7}  +/=/-")
         for name, row in zip(names, self.rows, strict=True):
@@ -176,6 +176,8 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Comparison:
         benchmarks[key[0]].append(key)
 
     rows = [_accuracy(answers_a, answers_b, benchmarks)]
+    if len(benchmarks) > 1:
+        rows += _view_rows(answers_a, answers_b, benchmarks, shared=True)
     for name, problems in benchmarks.items():
         only = {name: problems}
         if len(benchmarks) > 1:
@@ -186,8 +188,6 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Comparison:
         ]
         rows += _error_rows(name, problems, clean_a, clean_b)
         rows += _view_rows(answers_a, answers_b, only)
-    if len(benchmarks) > 1:
-        rows += _view_rows(answers_a, answers_b, benchmarks, shared=True)
 
     comparison = Comparison(
         *sides,
@@ -342,7 +342,7 @@ def _flips(problems: list[Problem], a: ByProblem, b: ByProblem) -> list[Flip]:
         difference = _verdict(b[key]) - _verdict(a[key])
         if difference:
             flips.append(Flip(*key, a[key][0].answer, difference, tuple(a[key]), tuple(b[key])))
-    # Rounded: 2/3 - 1/3 and 1/3 - 0 are the same change, which the floats' last bit would rank.
+    # Rounded: 2/3 - 1/3 and 1 - 2/3 are the same change, which the floats' last bit would rank.
     flips.sort(key=lambda flip: (-round(abs(flip.difference), 9), flip.benchmark, flip.id))
     better, worse = ([flip for flip in flips if (flip.difference > 0) is sign] for sign in (True, False))
     half = MOST_FLIPS // 2

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LONGEST_RESPONSE = 4_000  # characters shown of a response
 LONGEST_EXTRACT = 200
+LONGEST_LABEL = 50  # in the plot
 MOST_EXTRACTS = 6  # different answers listed
 MOST_IMAGES = 4  # of a problem
 LARGEST_SIDE = 480  # pixels
@@ -71,7 +72,7 @@ def write_page(comparison: Comparison, path: Path, problems: Problems | None = N
         notes=notes,
         points=points,
         p_value=p_value,
-        label=lambda row: _cut(f"{row.benchmark} {row.name}".strip(), 60),
+        label=_label,
         forest=forest(comparison.rows),
         flips=[_card(flip, found.get((flip.benchmark, flip.id)), limit) for flip in comparison.flips],
     )
@@ -252,6 +253,11 @@ class Forest:
     bars: list[Bar]
     ticks: list[tuple[float, str]]  # (x, points)
     zero: float
+
+
+def _label(row: Row) -> str:
+    label = visible(f"{row.benchmark} {row.name}".strip())
+    return label if len(label) <= LONGEST_LABEL else f"{label[:LONGEST_LABEL]}…"
 
 
 def forest(rows: Sequence[Row]) -> Forest:

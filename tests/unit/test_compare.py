@@ -127,6 +127,7 @@ def test_views_are_averaged_over_the_benchmarks_that_have_them(tmp_path):
 
     comparison = compared(tmp_path, side(1), side(0))
     assert row(comparison, "gap clean - mask-0.6", MEAN).difference == 1
+    assert [row.benchmark for row in comparison.rows] == [MEAN] * 3 + ["x"] * 5 + ["y"] * 3  # each below its own
     assert row(comparison, "gap clean - blank", "x").difference == 0
     assert not any(row.benchmark == MEAN and row.view == "blank" for row in comparison.rows)
 
@@ -147,7 +148,7 @@ def test_subsets_by_tag(tmp_path):
 
 
 def test_errors_of_perception_and_of_reasoning(tmp_path):
-    """A misreads twice (one right by luck), B reads rightly and adds wrongly once."""
+    """A misreads three times (one right by luck), B reads rightly and adds wrongly once."""
     tags = {"reading": "3 4"}
 
     def said(reading, verdict):
@@ -158,9 +159,9 @@ def test_errors_of_perception_and_of_reasoning(tmp_path):
             Answer(**{**said(*pair).__dict__, "sample": sample}) for sample, pair in enumerate(pairs)
         ]  # one problem, an answer a pair
 
-    comparison = compared(tmp_path, [side(("3 5", 0), ("3 5", 1))], [side(("3  4", 0), ("3 4", 1))])
+    comparison = compared(tmp_path, [side(("3 5", 0), ("3 5", 1), ("3 5", 0))], [side(("3  4", 0), ("3 4", 1))])
     perception, reasoning = row(comparison, "perception errors"), row(comparison, "reasoning errors")
-    assert (perception.a, perception.b, perception.difference) == (0.5, 0, -0.5)
+    assert (perception.a, perception.b, perception.difference) == pytest.approx((2 / 3, 0, -2 / 3))
     assert (reasoning.a, reasoning.b, reasoning.difference) == (0, 0.5, 0.5)
 
 
@@ -203,9 +204,10 @@ def test_the_table_fits_a_terminal_and_cannot_write_to_it(tmp_path):
     evil = "\x1b[31mred\u202e"
     tags = [{"kind": evil if i else "y" * 60} for i in range(2)]
     a, b = ([answers(f"{i}", [v], evil, tags=tags[i]) for i in range(2)] for v in (0, 1))
-    text = compared(tmp_path, a, b, model=f"{evil}\nB is better").text
+    text = compared(tmp_path, a, b, model=f"{evil}\nB is better", grader=evil).text
     assert all(char.isprintable() or char == "\n" for char in text)
     assert max(map(len, text.splitlines()[1:])) <= 100
+    assert re.search(r"^  kind: y{23}…  ", text, re.MULTILINE)
     # The columns of the first row: problems, A, B, difference, interval, p, wins/ties/losses.
     line = next(line for line in text.splitlines() if line.endswith("2/0/0"))
     assert line.split()[-8:-2] == ["2", "0.0", "100.0", "+100.0", "[+100.0,", "+100.0]"]
@@ -299,10 +301,10 @@ def test_flips_are_the_largest_changes_of_both_directions(tmp_path, better, wors
 
 
 def test_flips_of_equal_size_come_by_name(tmp_path):
-    """2/3 - 1/3 and 1/3 - 0 are equal, though not as floats."""
-    assert 2 / 3 - 1 / 3 != 1 - 2 / 3
-    a = [answers("b", [1, 0, 0]), answers("a", [1, 1, 0]), answers("c", [0, 0, 0])]
-    b = [answers("b", [1, 1, 0]), answers("a", [1, 1, 1]), answers("c", [1, 1, 0])]
+    """2/3 - 1/3 and 1 - 2/3 are equal, though not as floats."""
+    assert 2 / 3 - 1 / 3 < 1 - 2 / 3
+    a = [answers("a", [1, 0, 0]), answers("b", [1, 1, 0]), answers("c", [0, 0, 0])]
+    b = [answers("a", [1, 1, 0]), answers("b", [1, 1, 1]), answers("c", [1, 1, 0])]
     assert [flip.id for flip in compared(tmp_path, a, b).flips] == ["c", "a", "b"]
 
 
