@@ -13,7 +13,7 @@ from random import Random
 
 from papo_hub.rewards import accuracy_rewards
 
-WORDS = "we see that the angle of this triangle is equal to half of the base hence side length follows from".split()
+THOUGHTS = "we see that the angle of this triangle is half of the base, hence its length follows from the other. "
 
 
 def ordinary(random: Random) -> tuple[str, list[str], list[str]]:
@@ -30,16 +30,40 @@ def ordinary(random: Random) -> tuple[str, list[str], list[str]]:
         (f"{a}.{b}", [f"{a}.{b}", f"{a}.{b}0"], [f"{a}.{b}1", f"{a}"]),
         (letter, [letter, f"({letter})", f"{letter}. {a}", rf"\text{{{letter}}}"], [other, f"({other}) {a}"]),
         (word, [word, rf"\text{{{word}}}"], [another, f"not {word}"]),
-        (rf"\frac{{{a}}}{{{b}}}", [f"{a}/{b}", rf"\dfrac{{{2 * a}}}{{{2 * b}}}"], [f"{b}/{a + b}", rf"\frac{{{a}}}{{{b + 1}}}"]),
-        (rf"{a}\sqrt{{{root}}}", [rf"{a} \sqrt {{{root}}}", rf"\sqrt{{{a * a * root}}}", rf"\frac{{{a * root}}}{{\sqrt{{{root}}}}}"], [rf"{b}\sqrt{{{root + 1}}}", f"{a}"]),
+        (
+            rf"\frac{{{a}}}{{{b}}}",
+            [f"{a}/{b}", rf"\dfrac{{{2 * a}}}{{{2 * b}}}"],
+            [f"{b}/{a + b}", rf"\frac{{{a}}}{{{b + 1}}}"],
+        ),
+        (
+            rf"{a}\sqrt{{{root}}}",
+            [rf"{a} \sqrt {{{root}}}", rf"\sqrt{{{a * a * root}}}", rf"\frac{{{a * root}}}{{\sqrt{{{root}}}}}"],
+            [rf"{b}\sqrt{{{root + 1}}}", f"{a}"],
+        ),
         (rf"{a}\pi", [rf"{a} \pi", f"{a}π", rf"\frac{{{2 * a}\pi}}{{2}}"], [f"{a}", rf"{a + 1}\pi"]),
-        (rf"\frac{{{a}+\sqrt{{{root}}}}}{{{b}}}", [rf"\frac{{\sqrt{{{root}}}+{a}}}{{{b}}}", rf"\frac{{{a}}}{{{b}}}+\frac{{\sqrt{{{root}}}}}{{{b}}}"], [rf"\frac{{{a}-\sqrt{{{root}}}}}{{{b}}}"]),
+        (
+            rf"\frac{{{a}+\sqrt{{{root}}}}}{{{b}}}",
+            [rf"\frac{{\sqrt{{{root}}}+{a}}}{{{b}}}", rf"\frac{{{a}}}{{{b}}}+\frac{{\sqrt{{{root}}}}}{{{b}}}"],
+            [rf"\frac{{{a}-\sqrt{{{root}}}}}{{{b}}}"],
+        ),
         (f"[{a}, {a + b})", [rf"[{a},{a + b})", rf"\left[{a}, {a + b}\right)"], [f"({a}, {a + b})", rf"[{a}, \infty)"]),
-        (rf"(-\infty, {a}) \cup ({a + b}, \infty)", [rf"{x}<{a} \text{{ or }} {x}>{a + b}", rf"({a + b},\infty)\cup(-\infty,{a})"], [rf"(-\infty, {a}] \cup ({a + b}, \infty)"]),
+        (
+            rf"(-\infty, {a}) \cup ({a + b}, \infty)",
+            [rf"{x}<{a} \text{{ or }} {x}>{a + b}", rf"({a + b},\infty)\cup(-\infty,{a})"],
+            [rf"(-\infty, {a}] \cup ({a + b}, \infty)"],
+        ),
         (rf"\{{{a}, {a + b}, {a + b + c}\}}", [rf"\{{{a + b},{a},{a + b + c}\}}"], [rf"\{{{a},{a + b}\}}"]),
         (f"({a}, -{b})", [f"({a},-{b})", rf"({x}, {y}) = ({a}, -{b})"], [f"({a}, {b})", f"(-{b}, {a})"]),
-        (rf"\begin{{pmatrix}}{a} & {b}\\{c} & {d}\end{{pmatrix}}", [rf"\begin{{bmatrix}}{a} & {b} \\ {c} & {d}\end{{bmatrix}}"], [rf"\begin{{pmatrix}}{b} & {a}\\{c} & {d}\end{{pmatrix}}"]),
-        (f"{a}{x}^2 + {b}{x}", [f"{x}({a}{x}+{b})", f"{b}{x}+{a}{x}^{{2}}"], [f"{a}{x}^2 - {b}{x}", f"{x}({a}{x}+{b + 1})"]),
+        (
+            rf"\begin{{pmatrix}}{a} & {b}\\{c} & {d}\end{{pmatrix}}",
+            [rf"\begin{{bmatrix}}{a} & {b} \\ {c} & {d}\end{{bmatrix}}"],
+            [rf"\begin{{pmatrix}}{b} & {a}\\{c} & {d}\end{{pmatrix}}"],
+        ),
+        (
+            f"{a}{x}^2 + {b}{x}",
+            [f"{x}({a}{x}+{b})", f"{b}{x}+{a}{x}^{{2}}"],
+            [f"{a}{x}^2 - {b}{x}", f"{x}({a}{x}+{b + 1})"],
+        ),
         (rf"({x}+{a})({x}-{b})", [rf"{x}^2+{a - b}{x}-{a * b}".replace("+-", "-")], [rf"{x}^2-{a * b}"]),
         (rf"\frac{{{x}+{a}}}{{{y}-{b}}}", [f"({x}+{a})/({y}-{b})"], [rf"\frac{{{x}-{a}}}{{{y}-{b}}}"]),
         (f"{y} = {a}{x} + {b}", [f"{a}{x} - {y} + {b} = 0", f"{a}{x}+{b}"], [f"{y} = {a}{x} - {b}"]),
@@ -51,8 +75,12 @@ def ordinary(random: Random) -> tuple[str, list[str], list[str]]:
         (rf"\sin {random.choice([15, 18, 30, 45])}^\circ", [], [rf"\frac{{{a}}}{{{b}}}", rf"\cos {a}^\circ"]),
         (rf"\sqrt{{{x}^2+{y}^2}}", [rf"\sqrt{{{y}^2+{x}^2}}", rf"({x}^2+{y}^2)^{{1/2}}"], [f"{x}+{y}"]),
         (rf"2^{{{a % 30}}}\cdot {b}", [f"{2 ** (a % 30) * b}"], [rf"2^{{{a % 30 + 1}}}\cdot {b}"]),
-        (rf"\frac{{{a}}}{{{b}}}\vec{{a}} + \vec{{b}}", [rf"\vec{{b}}+\frac{{{a}\vec{{a}}}}{{{b}}}"], [r"\vec{a}+\vec{b}"]),
-    ]  # fmt: skip
+        (
+            rf"\frac{{{a}}}{{{b}}}\vec{{a}} + \vec{{b}}",
+            [rf"\vec{{b}}+\frac{{{a}\vec{{a}}}}{{{b}}}"],
+            [r"\vec{a}+\vec{b}"],
+        ),
+    ]
     return random.choice(kinds)
 
 
@@ -117,7 +145,7 @@ def make(random: Random, answers: int, responses: int, hostile_share: float) -> 
             spelling = random.choice(right or [answer]) if random.random() < 0.5 else random.choice(wrong)
             if random.random() < hostile_share:
                 spelling = hostile(random)
-            thoughts = " ".join(random.choices(WORDS, k=60))
+            thoughts = THOUGHTS * random.randint(2, 6)
             texts.append(rf"<think>{thoughts}</think> The answer is $\boxed{{{spelling}}}$.")
             references.append(answer)
     return texts, references

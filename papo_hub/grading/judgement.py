@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from .effort import hopeless
-from .quantities import ROUNDING, close, constant, is_unit, measure, number, unit_size
+from .quantities import ROUNDING, close, constant, in_full, is_unit, measure, number, unit_size
 from .text import listed, nesting, normalise, split, squash, without_thousands
 
 MAX_LENGTH = 2_000  # characters; nothing that long is a final answer
@@ -23,7 +23,7 @@ Mathematics = Callable[[str, str, Fraction, Fraction], bool]
 
 _LABEL = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\]]?")
 _LABELLED = re.compile(
-    r"(?:[(\[]\s*([A-Za-z])\s*[)\]]\s*[.:]?|([A-Za-z])\s*[.:)]|([A-Z])\s+(?=-?\d|\\frac|\\sqrt))\s*(\S.*)", re.S
+    r"(?:[(\[]\s*([A-Za-z])\s*[)\]]\s*[.:]?|([A-Za-z])\s*[.:)]|([A-Z])\s+(?=-?\d|\(|\\frac|\\sqrt))\s*(\S.*)", re.S
 )
 _ANOTHER = re.compile(r"(?:and|or|,|&|/)\s|[(\[]?[A-Z][)\]]?$|.*(?:^|[\s(,;])[A-J][).:](?:\s|$)", re.S)
 _CALLED = re.compile(
@@ -48,6 +48,12 @@ def _same_letter(a: str, b: str) -> bool:
     return a == b or (a.upper() == b.upper() and a.upper() in "ABCDEFGHIJ")
 
 
+def _bare_letters(text: str) -> str:
+    """(A), (C) as A, C."""
+    bare = re.sub(r"[(\[]([A-J])[)\]]", r"\1", text)
+    return bare if _LETTERS.fullmatch(bare) else text
+
+
 def _is_words(text: str) -> bool:
     if _WORDS.fullmatch(text) is None:
         return False
@@ -57,7 +63,7 @@ def _is_words(text: str) -> bool:
 
 def _words(text: str) -> list[str]:
     words = re.findall(r"[^\W_]+", text.casefold())
-    return [word for word in words if word not in ("a", "an", "the")] or words
+    return [word for word in words if word not in ("a", "an", "the", "to", "on")] or words
 
 
 def same(answer: str, candidate: str, mathematics: Mathematics) -> bool:
@@ -86,6 +92,7 @@ def same(answer: str, candidate: str, mathematics: Mathematics) -> bool:
         return (
             first == answer.lower() and bool(comma or not reason) and not {"yes", "no", "true", "false"} & set(reason)
         )
+    answer, candidate = (_bare_letters(text) for text in (answer, candidate))
     if _LETTERS.fullmatch(answer):
         ours, theirs = re.findall("[A-J]", answer), re.findall("[A-J]", candidate)
         unordered = len(ours) == 2 or ours == sorted(ours)  # a segment, or several choices; else an order was asked for
@@ -107,6 +114,12 @@ def _same_lists(answer: str, candidate: str, mathematics: Mathematics) -> bool:
             return _same_lists(_value(answer), candidate, mathematics)
         if len(theirs) == 1 and _is_named(candidate):
             return _same_lists(answer, _value(candidate), mathematics)
+        if _INEQUALITY.search(candidate if len(ours) == 1 else answer) and None not in (
+            intervals := [_interval(item) for item in (theirs if len(ours) == 1 else ours)]
+        ):  # x < 1 or x > 2, and a union
+            union = r"\cup ".join(interval for _, interval in intervals)
+            one_variable = len({variable for variable, _ in intervals}) == 1
+            return one_variable and _computed(answer if len(ours) == 1 else candidate, union, mathematics)
         relation = answer if len(ours) == 1 else candidate if len(theirs) == 1 else ""
         return bool(_INEQUALITY.search(relation)) and _computed(answer, candidate, mathematics)
     if len(ours) == 1:
@@ -129,6 +142,23 @@ def _same_items(answer: str, candidate: str, mathematics: Mathematics) -> bool:
         return True
     if _is_words(answer):
         return _words(answer) == _words(candidate)
+    if (
+        (clocks := [_CLOCK.fullmatch(text) for text in (answer, candidate)])
+        and all(clocks)
+        and any(c[2] for c in clocks)
+    ):
+        hours, halves = {clock[1] for clock in clocks}, {clock[2].lower() for clock in clocks if clock[2]}
+        return len(hours) == len(halves) == 1
+    shapes = [_SHAPE.fullmatch(text) for text in (answer, candidate)]
+    if all(shapes):  # an angle's vertex is in the middle; a triangle is that of its corners, a segment that of its ends
+        kinds, (ours, theirs) = {shape[1] for shape in shapes} - {None}, (shape[2] for shape in shapes)
+        if kinds:
+            swapped = theirs == ours[::-1] or (kinds == {"triangle"} and sorted(theirs) == sorted(ours))
+            return len(kinds) == 1 and (ours == theirs or swapped)
+    intervals = _interval(answer), _interval(candidate)
+    if None not in intervals:
+        (our_variable, ours), (their_variable, theirs) = intervals
+        return our_variable == their_variable and _same_lists(ours, theirs, mathematics)
 
     for text, other, swap in ((candidate, answer, False), (answer, candidate, True)):
         pieces = re.split(r"\\(?:approx|simeq|doteq)(?![A-Za-z])", text)
@@ -164,6 +194,33 @@ def _value(text: str) -> str:
     return (_sides(text) or [""])[-1]
 
 
+_CLOCK = re.compile(r"(\d{1,2}:[0-5]\d)\s*(?:([ap])\.?\s*m\.?)?", re.I)
+_SHAPE = re.compile(r"(?:\\(triangle|angle|overline|widehat)\s*)?\{?([A-Z]{2,3})\}?")
+_BOUND = r"([^<>=\\]*(?:\\(?:frac|sqrt|pi|infty)[^<>=\\]*)*)"
+_LESS = r"\s*(<|\\le(?![A-Za-z]))\s*"
+_BELOW, _BETWEEN = re.compile(rf"([a-z]){_LESS}{_BOUND}"), re.compile(rf"{_BOUND}{_LESS}([a-z]){_LESS}{_BOUND}")
+_ABOVE = re.compile(rf"{_BOUND}{_LESS}([a-z])")
+
+
+def _interval(text: str) -> tuple[str, str] | None:
+    """("x", "(1,2]") of 1 < x \\le 2; None if it is no such statement."""
+    if not _INEQUALITY.search(text):
+        return None
+    if re.search(r">|\\ge(?![A-Za-z])", text):  # 3 > x > 1 is 1 < x < 3
+        pieces = re.split(r"(>|\\ge(?![A-Za-z]))", text)
+        text = " ".join({">": "<", r"\ge": r"\le"}.get(piece, piece) for piece in reversed(pieces))
+    text = text.strip()
+    if match := _BELOW.fullmatch(text):
+        return match[1], rf"(-\infty,{match[3]}" + (")" if match[2] == "<" else "]")
+    if match := _ABOVE.fullmatch(text):
+        return match[3], ("(" if match[2] == "<" else "[") + rf"{match[1]},\infty)"
+    if match := _BETWEEN.fullmatch(text):
+        return match[3], ("(" if match[2] == "<" else "[") + f"{match[1]},{match[5]}" + (
+            ")" if match[4] == "<" else "]"
+        )
+    return None
+
+
 _INEQUALITY = re.compile(r"[<>]|\\[lg][et](?![A-Za-z])")
 
 
@@ -176,6 +233,11 @@ def _is_named(text: str) -> bool:
 
 def _same_values(answer: str, candidate: str, mathematics: Mathematics, tolerance: Fraction = Fraction(0)) -> bool:
     """Two values with or without units. A unit that only one side gives is no difference."""
+    if (unfolded := [in_full(text) for text in (answer, candidate)]) != [answer, candidate]:
+        if _same_values(*unfolded, mathematics, tolerance):
+            return True
+        if answer != unfolded[0] and candidate != unfolded[1]:  # else "How many million?" may have been asked
+            return False
     (ours, our_unit), (theirs, their_unit) = measure(answer), measure(candidate)
     factor = Fraction(1)
     if (our_unit == "%") != (their_unit == "%"):

@@ -198,11 +198,29 @@ def is_unit(text: str) -> bool:
     return _UNIT.fullmatch(f"1 {text}") is not None
 
 
-def unit_size(text: str) -> tuple[tuple[str, int], Fraction] | None:
-    """The dimension and size of a single unit, squared and cubed ones included; None if unknown or compound."""
+def unit_size(text: str) -> tuple[tuple, Fraction] | None:
+    """The dimension and size of a unit, squared and cubed ones and quotients of two included; None if unknown."""
+    text = re.sub(r"\s+per\s+", "/", text)
+    text = re.sub(r"\s*(?:\\cdot|\s)\s*([A-Za-z]+)\s*\^\s*\{?-1\}?", r"/\1", text)
+    if text.count("/") == 1:
+        above, below = map(unit_size, text.split("/"))
+        return None if above is None or below is None else ((above[0], below[0]), above[1] / below[1])
     match = re.fullmatch(r"(?:(sq|square|cubic) )?(\S+?)(?:\s*\^\s*\{?([23])\}?)?", text)
     (dimension, power), size = _UNITS.get(match[2], (("?", 1), Fraction(1))) if match else (("?", 1), Fraction(1))
     if dimension == "?":
         return None
     times = {"sq": 2, "square": 2, "cubic": 3}.get(match[1], int(match[3] or 1))
     return (dimension, power * times), size**times
+
+
+_POWERS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+
+def in_full(text: str) -> str:
+    """3 million as 3 \\times 10^{6}."""
+    return re.sub(
+        rf"(?<=\d)\s*({'|'.join(_POWERS)})(?![A-Za-z])",
+        lambda m: rf" \times 10^{{{_POWERS[m[1].lower()]}}}",
+        text,
+        flags=re.I,
+    )

@@ -45,6 +45,19 @@ _REWRITES = [  # in this order; the first one keeps the others, which look past 
     (r"\*\*(?=\s*[\d({a-z-])(?<=[\w)}]\*\*)", lambda m: "^"),
     (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", lambda m: r"\emptyset"),
     (r"^\s*\\\{\s*[a-z]\s*(?:\||\\mid\b|:)(.*)\\\}\s*$", lambda m: m[1]),  # {x | x > 3} states what x > 3 does
+    (r"\\mathbb\s*\{?\s*R\s*\}?(?!\s*\^)", lambda m: r"(-\infty,\infty)"),
+    (r"\\([lr])angle(?![A-Za-z])", lambda m: "(" if m[1] == "l" else ")"),
+    (r"\\log\s*_\s*\{?e\}?(?![A-Za-z])", lambda m: r"\ln "),
+    (r"(?<=\d)\s*\\Omega(?![A-Za-z])", lambda m: " Ω"),
+    (r"^\s*(?:USD|RMB|EUR)\s*(?=\d)", lambda m: ""),
+    (r"^\s*(?:about|approximately|roughly|around)\s+(?=[-\d\\])", lambda m: ""),
+    (r"^\s*(-?[\d.,]+)\s*\([A-Za-z ]{3,40}\)\s*$", lambda m: m[1]),  # 8 (eight)
+    (r"^\s*(\d+)\s+to\s+(\d+)\s*$", lambda m: f"{m[1]}:{m[2]}"),
+    (
+        r"^\s*(\d{1,3})\s*(?:h|hrs?|hours?),?(?:\s+and)?\s+(\d{1,2})\s*(?:m|mins?|minutes?)\s*$",
+        lambda m: f"{60 * int(m[1]) + int(m[2])} minutes",
+    ),
+    (r"^\s*[A-Za-z][A-Za-z ]{0,80}\s(?:is|equals|are)\s+(?=[-\d\\])", lambda m: ""),
     (r"\s*/\s*", lambda m: "/"),
     (r"\s+", lambda m: " "),
 ]
@@ -53,9 +66,14 @@ _PHRASE = re.compile(
     r"(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:(?:final|correct|right|best)\s+)?(?:answer|option|choice)\b\s*(?:is\b|=|:)?\s*(?=\S)",
     re.I,
 )
-_NUMBER_WORDS = {
+_WORDS = {
     "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
-    "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "infinity": r"\infty", "pi": r"\pi",
+    "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "thirteen": "13", "fourteen": "14", "fifteen": "15",
+    "sixteen": "16", "seventeen": "17", "eighteen": "18", "nineteen": "19", "twenty": "20",
+    "thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "seventy": "70", "eighty": "80", "ninety": "90",
+    "infinity": r"\infty", "pi": r"\pi", "all real numbers": r"(-\infty,\infty)", "all reals": r"(-\infty,\infty)",
+    "no solution": r"\emptyset", "no solutions": r"\emptyset", "empty set": r"\emptyset",
+    "the empty set": r"\emptyset",
 }  # fmt: skip
 
 
@@ -85,7 +103,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"[\s.,;:]+$", "", text).strip()
     while text.startswith("{") and _closes(text) == len(text) - 1:
         text = text[1:-1].strip()
-    return _NUMBER_WORDS.get(text.lower(), text)
+    return _WORDS.get(text.lower(), text)
 
 
 def squash(text: str) -> str:
