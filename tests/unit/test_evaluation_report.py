@@ -293,6 +293,7 @@ def check_text(figure):
     shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in shown]
     width, height = figure.get_size_inches() * figure.dpi
+    assert not any(text.get_parse_math() and "$" in text.get_text() for text in shown)
     for text, box in boxes:
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, f"{text!r} leaves the page"
     for (one, first), (other, second) in itertools.combinations(boxes, 2):
@@ -302,7 +303,7 @@ def check_text(figure):
 
 
 def titles(count):
-    return [f"{HOSTILE} and so on and on, number {number}" for number in range(count)]
+    return [f"$e$ {HOSTILE} and so on and on, number {number}" for number in range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
@@ -319,7 +320,7 @@ def test_bars_hold_their_text(page, count, values):
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
 @pytest.mark.parametrize("base", [0.0, 0.5, 1.0])
 def test_dependency_holds_its_text(page, count, base):
-    ratios = [0, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9, 1.0, None]
+    ratios = [0, 0.25, 0.3, 0.35, 0.6, 0.85, 0.9, 0.95, 1.0, None]
     points = [
         {"mask_ratio": ratio, "accuracy": base, "low": base - 0.15, "high": min(1, base + 0.15)} for ratio in ratios
     ]
@@ -334,6 +335,11 @@ def test_errors_hold_their_text(page, count):
     shown = check_text(page())
     assert {"right", "lucky", "perception error", "reasoning error", "unread", "42", "33", "12", "10"} <= set(shown)
     assert "3" not in shown  # too narrow for its number
+    figure = page()
+    keys = [axes.get_window_extent() for axes in figure.axes[1:]]
+    names = [text.get_window_extent() for text in figure.texts[1:]]  # behind the title
+    row = [box for pair in zip(keys, names, strict=True) for box in pair]
+    assert len(row) == 10 and all(left.x1 < right.x0 for left, right in itertools.pairwise(row))
 
 
 def test_bars_are_as_long_as_their_values(page):
@@ -341,6 +347,7 @@ def test_bars_are_as_long_as_their_values(page):
     (axes,) = page().axes
     assert [patch.get_width() for patch in axes.patches] == pytest.approx([60, 30, 10])
     assert [list(line.get_xdata()) for line in axes.lines] == [[50, 75], [50, 75]]  # the line and its casing
+    assert [text.xy[0] for text in axes.texts] == pytest.approx([75, 30, 10])  # numbers stand behind the intervals
     places = [patch.get_y() for patch in axes.patches]
     assert places == sorted(places) and axes.yaxis_inverted()  # from the top downwards
 
@@ -354,7 +361,7 @@ def test_dependency_draws_its_points_in_order(page):
     assert list(whisker.get_ydata()) == pytest.approx([18, 22])
     band = axes.collections[0].get_paths()[0].vertices
     assert {tuple(point) for point in band.round(6)} >= {(0, 78), (0, 82), (0.3, 58), (0.6, 42)}
-    assert axes.get_ylim()[1] > 82 and [text.get_text() for text in axes.texts] == ["20.0  a"]
+    assert axes.get_ylim() == pytest.approx((0, 103)) and [text.get_text() for text in axes.texts] == ["20.0  a"]
 
 
 def test_errors_stack_to_the_whole(page):
