@@ -443,6 +443,10 @@ def test_long_responses_are_cut_and_marked(tmp_path):
     _, page = page_of(tmp_path, compared(tmp_path, a, b), samples())
     assert page.text.count("[cut here: 4,002 characters in all]") == 1 and page.text.count("[cut here") == 1
     assert page.text.count("x" * LONGEST_RESPONSE) == 2 and "xy" not in page.text
+    (tmp_path / "long").mkdir()  # what counts is what is shown: a NUL takes eight characters
+    a, b = ([answers("1", [v], response="\x00" * LONGEST_RESPONSE)] for v in (0, 1))
+    _, page = page_of(tmp_path, compared(tmp_path / "long", a, b), samples())
+    assert page.text.count("⟨U+0000⟩") == 2 * LONGEST_RESPONSE / 8
 
 
 def test_the_page_stays_small_whatever_it_shows(tmp_path):
