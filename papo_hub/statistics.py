@@ -172,6 +172,6 @@ def _sign_flip_p(shares: NDArray[np.float64], resamples: int, seed: int) -> floa
         return float(np.mean(np.abs((2 * patterns - 1) @ shares) >= least))
     draw, count = np.random.default_rng(seed), 0
     for rows in _chunks(len(shares), resamples):
-        signs = 2.0 * draw.integers(2, size=(rows, len(shares)), dtype=np.int8) - 1
+        signs = 2.0 * draw.integers(2, size=(rows, len(shares))) - 1
         count += int((np.abs(signs @ shares) >= least).sum())
     return (count + 1) / (resamples + 1)
