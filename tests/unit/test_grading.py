@@ -359,7 +359,7 @@ def test_many_at_once_are_as_one_by_one(grader, verdicts):
 def test_equal_pairs_are_decided_once(monkeypatch, grader):
     rewards._verdict_once.cache_clear()
     asked = []
-    monkeypatch.setattr(rewards._workers[grader], "grade", lambda *pair: bool(asked.append(pair)) or True)
+    monkeypatch.setattr(rewards._workers[grader], "grade", lambda *pair: asked.append(pair) or not time.sleep(0.05))
     responses = [f"<think>{i}</think>" + boxed(r"\log_2 {8}") for i in range(20)]
     assert accuracy_rewards(responses, ["3"] * 20, grader) == [1.0] * 20
     assert len(asked) == 1
@@ -396,6 +396,18 @@ def test_mathruler_says_what_the_library_says_of_the_whole_response(response, an
     assert LIBRARY(answer, mathruler.boxed(response)) == grade_answer(extract_boxed_content(official), answer)
 
 
+def test_mathruler_drops_the_white_space_that_the_official_code_drops():
+    assert accuracy_reward(boxed("\\text{left /\n right}"), "left/right", "mathruler") == 1.0
+    assert accuracy_reward(boxed("\\text{left\n right}"), "left right", "mathruler") == 0.0
+
+
+@pytest.mark.parametrize("grader", ["math", "mathruler"])
+def test_what_is_too_long_is_compared_as_it_stands(monkeypatch, grader):
+    monkeypatch.setattr(rewards._workers[grader], "grade", lambda *_: pytest.fail("needed the worker"))
+    assert accuracy_reward(boxed("1+" * 2_000 + "x"), "1+" * 2_000 + "x", grader) == 1.0
+    assert accuracy_reward(boxed("1+" * 2_000 + "x"), "1+" * 2_000 + "y", grader) == 0.0
+
+
 @pytest.mark.parametrize("grader", ["math", "mathruler"])
 def test_a_lost_verdict_costs_no_import(grader):
     """The process that imported SymPy outlives the fork that was ended: the same one grades on."""
@@ -426,6 +438,8 @@ def test_verdicts_of_different_workers_do_not_mix():
     [
         ("10^{10^{10}}", True),
         ("2^{3^2}", False),  # 2^9
+        ("2^{5^3}", False),
+        ("2^{9^5}", True),
         ("x^{100000}", True),
         ("x^{1000}", False),
         ("(a+b)^{500}", True),
