@@ -23,7 +23,6 @@ from transformers import ProcessorMixin
 
 from papo_hub.batch import Prompt, Sample
 from papo_hub.images import UnusableImage, decode_image
-from papo_hub.randomness import derived_generator
 
 PLACEHOLDER = "<image>"
 PROMPT_SUFFIX = (
@@ -508,30 +507,3 @@ def describe(
         problem = " ".join(sample.problem.split())
         lines.append(f"row {sample.id}: {sizes}{length}; {problem[:80]!r} → {sample.answer[:40]!r}")
     return "\n".join(lines)
-
-
-def encode_all(
-    rows: Rows,
-    processor: ProcessorMixin,
-    limit: int | None = None,
-    prompt_suffix: str = PROMPT_SUFFIX,
-    max_prompt_length: int | None = None,
-    mask: Mask | None = None,
-) -> list[Prompt]:
-    """The usable ones among the first `limit` rows, in their order, for evaluation.
-
-    Each row's mask depends on its index alone, so that every model is measured on the same masked images.
-    Raises DataError where no row is usable.
-    """
-    prompts, reasons = [], []
-    forbidden = special_tokens(processor)
-    for index in range(min(len(rows), limit or len(rows))):
-        try:
-            sample = check_row(rows[index], rows.root, forbidden)
-            generator = derived_generator("evaluation mask", index)
-            prompts.append(encode(sample, processor, prompt_suffix, max_prompt_length, mask, generator))
-        except UnusableRow as error:
-            reasons.append(error.reason)
-    if not prompts:
-        raise DataError(f"no row can be used for evaluation; the first reason: {reasons[0] if reasons else 'no rows'}")
-    return prompts

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from papo_hub.batch import Prompt
 from papo_hub.config import ConfigError, TrainConfig
-from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, encode_all, load_rows, stream_rows
+from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, load_rows, stream_rows
 from papo_hub.digits import DigitRows
 from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
-from papo_hub.masking import RandomPatchMask
 from papo_hub.modeling import load_processor
 from papo_hub.plugins import PerceptionPlugin
 from papo_hub.stream import PromptStream
@@ -23,19 +21,23 @@ from papo_hub.tracking import provenance
 
 
 def check_model(config: TrainConfig) -> None:
-    """Refuse a model that cannot see where the recipe needs it to, before its weights load. Raises ConfigError."""
+    """Refuse a model that cannot see, before its weights load. Raises ConfigError."""
+    check_sees(config.model_name_or_path, config.model_revision, "model_name_or_path")
+
+
+def check_sees(name_or_path: str, revision: str | None, key: str) -> None:
+    """Refuse what is no vision-language model; `key` is what the user calls it. Raises ConfigError."""
     try:
-        model_config = AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
-    except OSError as error:
+        model_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model_name_or_path: no model at {config.model_name_or_path!r}: {str(error).splitlines()[0]} "
+            f"{key}: no model at {name_or_path!r}: {str(error).splitlines()[0]} "
             "For the tiny recipes, run recipes/warmup.py first (or papo-hub quickstart, which does)."
         ) from None
-    sees = type(model_config) in AutoModelForImageTextToText._model_mapping
-    if not sees:
+    if type(model_config) not in AutoModelForImageTextToText._model_mapping:
         raise ConfigError(
-            f"model_name_or_path: {config.model_name_or_path} is a {model_config.model_type} model, which reads no images; "
-            f"{config.objective} with gamma = {config.gamma} needs a vision-language model such as Qwen/Qwen2.5-VL-3B-Instruct."
+            f"{key}: {name_or_path} is a {model_config.model_type} model, which reads no images; take a vision-language "
+            "model such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
 
 
@@ -135,19 +137,6 @@ def load_model(
 def load_reference(config: TrainConfig) -> torch.nn.Module:
     """The reference model: the recipe's, in bfloat16 where the policy computes in it."""
     return load_model(config, dtype=torch.bfloat16 if config.mixed_precision == "bf16" else None)
-
-
-def evaluation_prompts(config: TrainConfig, processor: Any) -> list[Prompt]:
-    """The held-out problems in both views, or none."""
-    name = config.eval_dataset_name
-    if name is None:
-        return []
-    if name == "digits":
-        rows = Rows(DigitRows(config.eval_split, size=config.eval_problems or 400))
-    else:
-        rows = load_rows(name, config.eval_split, columns(config))
-    mask = RandomPatchMask(config.mask_patch_size, config.mask_ratio)  # baselines are measured on it too
-    return encode_all(rows, processor, config.eval_problems, prompt_suffix(config), config.max_prompt_length, mask)
 
 
 def write_provenance(run: Path, config: TrainConfig, num_processes: int, resumed: bool) -> str:

@@ -12,7 +12,7 @@ from papo_hub.batch import Prompt
 from papo_hub.card import write_card
 from papo_hub.config import TrainConfig
 from papo_hub.data import PLACEHOLDER
-from papo_hub.evaluation.runner import visual_dependence
+from papo_hub.evaluation.dependence import visual_dependence
 from papo_hub.figures import (
     Example,
     plot_before_after,

@@ -6,7 +6,6 @@ official code or TRL: docs/differences.md.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import asdict
@@ -18,10 +17,10 @@ from torch import Tensor
 from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
-from papo_hub.batch import Batch, Prompt
+from papo_hub.batch import Batch
 from papo_hub.checkpoint import find_checkpoint, load_optimizer, load_state, save_checkpoint
 from papo_hub.config import TrainConfig, check_processes, notices
-from papo_hub.evaluation.runner import measure
+from papo_hub.evaluation.training import HeldOut
 from papo_hub.experience import collect
 from papo_hub.hub import Uploads
 from papo_hub.objectives import Logprobs
@@ -29,7 +28,6 @@ from papo_hub.plugins import PapoAccelerator, PerceptionPlugin, RewardPlugin, Ro
 from papo_hub.preparation import (
     check_model,
     check_run_folder,
-    evaluation_prompts,
     load_model,
     load_reference,
     prompt_stream,
@@ -80,6 +78,7 @@ def train(config: TrainConfig) -> Path:
 
     # Data, then models: a wrong dataset is found before any weight is loaded.
     rows = training_rows(config)
+    held_out = HeldOut.of(config)
     processor = recipe_processor(config)
     stream = prompt_stream(rows, processor, config, perception)
     max_steps = steps_of(config, None if config.streaming else len(rows))
@@ -122,9 +121,8 @@ def train(config: TrainConfig) -> Path:
         "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run_name, "resume": "allow"}}
     )
     uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
-    eval_prompts = evaluation_prompts(config, processor)
-    if eval_prompts and done == 0:
-        evaluate(run, "before", engine, policy, eval_prompts, accelerator, config)
+    if held_out is not None and done == 0:
+        held_out.measure(run, "before", engine, policy, processor, accelerator, config.model_name_or_path)
 
     policy.train()
     for step in range(done, max_steps):
@@ -187,11 +185,12 @@ def train(config: TrainConfig) -> Path:
 
     log.close()
     stream.close()  # what it read ahead gives its memory back
-    if eval_prompts:
-        evaluate(run, "after", engine, policy, eval_prompts, accelerator, config)
+    if held_out is not None:
+        held_out.measure(run, "after", engine, policy, processor, accelerator, config.model_name_or_path)
     if accelerator.is_main_process:
         export_model(run / "model", model, processor, config)
-        finish_run(run, model, processor, eval_prompts[:16] or stream.take(1), config)
+        examples = held_out.examples(processor) if held_out is not None else []
+        finish_run(run, model, processor, examples or stream.take(1), config)
         uploads.finish()
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -239,23 +238,3 @@ def reduced(accelerator: PapoAccelerator, batch: Batch, sums: dict[str, Tensor])
         else:
             means[name] = total / max(completions, 1)
     return means
-
-
-def evaluate(run: Path, when: str, engine, policy, prompts: list[Prompt], accelerator, config: TrainConfig) -> None:
-    """Measure the policy and add the result to evaluation.json. Runs on every rank."""
-    sampling = accelerator.rollout_plugin.sampling
-    rows = measure(
-        engine,
-        policy,
-        prompts,
-        config.eval_samples,
-        sampling,
-        config.seed,
-        accelerator,
-        config.max_tokens_per_micro_batch,
-    )
-    if accelerator.is_main_process:
-        file = run / "evaluation.json"
-        earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        kept = [row for row in earlier if row["when"] != when]
-        file.write_text(json.dumps(kept + [{"when": when} | row for row in rows], indent=1), encoding="utf-8")

@@ -1,104 +1,237 @@
-"""avg@k accuracy and visual dependence of a policy on a set of problems, on the clean and on the masked image."""
+"""Answers to problems, into a transcript: each a function of model, problem, view and seed alone.
+
+The work is cut into units of fixed problems, whatever the number of processes and wherever an earlier run was killed, so
+that all of them decode the same things side by side and write the same answers. What the transcript holds is not
+answered again.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from tqdm import tqdm
 
-from papo_hub.batch import Completion, Prompt, micro_slices, pad_completions
-from papo_hub.objectives import terms
+from papo_hub.batch import Prompt, Sample
+from papo_hub.data import PROMPT_SUFFIX, DataError, Rows, UnusableRow, chat_text, check_row, encode, special_tokens
+from papo_hub.evaluation.answers import FILE, Answer, Key, Transcript, digest, merge, read_answers
+from papo_hub.evaluation.dependence import visual_dependence
+from papo_hub.evaluation.protocol import Protocol
+from papo_hub.evaluation.views import CLEAN, seen
 from papo_hub.randomness import derived_generator
-from papo_hub.rewards import accuracy_reward
+from papo_hub.rewards import accuracy_rewards, format_reward, last_boxed
 from papo_hub.rollout import RolloutEngine, Sampling
-from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
-
-GROUP_TAG = "dependence"  # the tag of a sample by which results are also given apart
 
 
-def measure(
+@dataclass(frozen=True)
+class Task:
+    """A benchmark as it is put to a model."""
+
+    name: str
+    rows: Rows
+    limit: int | None = None  # its first so many rows
+    prompt_suffix: str = PROMPT_SUFFIX
+    sampling: Sampling = Sampling()  # temperature, top-p and a limit of length are the protocol's to say
+
+    def __len__(self) -> int:
+        return min(len(self.rows), self.limit or len(self.rows))
+
+    def suffix(self, problem: str) -> str:
+        """A problem that asks for a box itself needs no further request."""
+        return "" if r"\boxed" in problem else self.prompt_suffix
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that could not be used, and why."""
+
+    benchmark: str
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Unit:
+    task: Task
+    view: str
+    rows: range
+
+
+def answer(
     engine: RolloutEngine,
     policy: torch.nn.Module,
-    prompts: list[Prompt],
-    samples: int,
-    sampling: Sampling,
-    seed: int,
+    processor: Any,
+    tasks: list[Task],
+    protocol: Protocol,
     accelerator: Accelerator,
-    max_tokens: int = 16384,
-) -> list[dict[str, Any]]:
-    """One row a view and group of problems. Runs on every rank; each takes its share of the problems.
+    folder: Path,
+) -> tuple[list[Answer], list[Skipped]]:
+    """Complete the transcript in `folder`. Runs on every rank.
 
     Returns:
-        Rows with "view" ("clean", "masked"; the latter where the prompts have one), "group" ("all" and each value of the
-        tag `dependence`), "accuracy" (mean over problems and samples, 0 to 1), "perception_kl" (nats per token of the
-        answers to the clean image; None without a masked view), "problems", "samples".
+        On the main process all answers, in the order of tasks, rows, views and samples, and the rows that were skipped.
+        On the others two empty lists.
+
+    Raises:
+        AnswersError: the transcript cannot be read.
+        DataError: no row of a task can be used.
     """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    mine = prompts[rank::world]
-    views = ["clean", "masked"] if prompts[0].masked is not None else ["clean"]
-    records = []  # (view, group, right answers, answers, divergence, tokens), one a problem
-    for view in views:
-        generator = derived_generator(seed, "evaluation", view, rank, device=accelerator.device)
-        with accelerator.autocast():
-            completions = engine.generate(mine, samples, sampling, generator, view=view)
-        texts = [completion.text for completion in completions]
-        answers = [prompt.sample.answer for prompt in mine for _ in range(samples)]
-        right = [accuracy_reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
-        divergence = tokens = torch.zeros(len(completions))
-        if view == "clean" and len(views) == 2:
-            with accelerator.autocast():
-                values, mask = visual_dependence(policy, mine, completions, samples, sampling.temperature, max_tokens)
-            divergence, tokens = values.sum(-1), mask.sum(-1)
-        for i, prompt in enumerate(mine):
-            rows = slice(i * samples, (i + 1) * samples)
-            group = prompt.sample.tags.get(GROUP_TAG)
-            sums = (sum(right[rows]), samples, divergence[rows].sum().item(), tokens[rows].sum().item())
-            records.append((view, group, *sums))
-    totals: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 5)
-    for view, group, *values in gather_object(records):
-        for key in {(view, "all"), (view, group or "all")}:
-            totals[key] = [a + b for a, b in zip(totals[key], [*values, 1], strict=True)]
+    if accelerator.is_main_process:
+        merge(folder)
+    accelerator.wait_for_everyone()
+    known = {answer.key for answer in read_answers(folder)} if (folder / FILE).exists() else set()
+    accelerator.wait_for_everyone()  # everyone has read before anyone writes
+    transcript = Transcript(folder, accelerator.process_index)
+    forbidden = special_tokens(processor)
+    units = list(_units(tasks, protocol))[accelerator.process_index :: accelerator.num_processes]
+    was_training = policy.training
+    policy.eval()
+    total = sum(len(unit.rows) * protocol.samples(unit.view) for unit in units)
+    skipped: set[Skipped] = set()
+    bar = tqdm(total=total, unit=" answers", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    for unit in units:
+        bar.set_description(f"{unit.task.name}, {unit.view}")
+        rows = [unit.task.rows[index] for index in unit.rows]
+        count = protocol.samples(unit.view)
+        if any(key not in known for row in rows for key in _keys(unit, f"{row['id']}", count)):
+            samples = list(_usable(rows, unit, forbidden, skipped))
+            new = _answer(engine, policy, processor, unit, samples, protocol, accelerator, skipped)
+            transcript.append(answer for answer in new if answer.key not in known)
+        bar.update(len(rows) * count)
+    bar.close()
+    policy.train(was_training)
+    everything = gather_object(sorted(skipped, key=lambda row: (row.benchmark, row.id)))  # after which all have written
+    if not accelerator.is_main_process:
+        return [], []
+    return _ordered(folder, tasks, protocol, everything)
+
+
+def _ordered(
+    folder: Path, tasks: list[Task], protocol: Protocol, skipped: list[Skipped]
+) -> tuple[list[Answer], list[Skipped]]:
+    """The finished transcript in its order; whatever else it holds, of other benchmarks or views, stays behind that."""
+    names = {task.name: place for place, task in enumerate(tasks)}
+    places = {(task.name, f"{task.rows[index]['id']}"): index for task in tasks for index in range(len(task))}
+    views = {view: place for place, view in enumerate(protocol.views)}
+    last = len(places) + len(tasks) + len(views)
+
+    def order(answer: Answer) -> tuple:
+        place = places.get((answer.benchmark, answer.id), last)
+        return names.get(answer.benchmark, last), place, views.get(answer.view, last), answer.sample, answer.key
+
+    found = [
+        answer
+        for answer in merge(folder, order)
+        if (answer.benchmark, answer.id) in places
+        and answer.view in views
+        and answer.sample < protocol.samples(answer.view)
+    ]
+    answered = {answer.benchmark for answer in found}
+    unusable = sorted(set(skipped), key=lambda row: (names[row.benchmark], places[row.benchmark, row.id]))
+    for task in tasks:
+        if task.name not in answered:
+            reason = next((row.reason for row in unusable if row.benchmark == task.name), "it has none")
+            raise DataError(f"no row of {task.name} can be used for evaluation; the first reason: {reason}")
+    return found, unusable
+
+
+def _units(tasks: list[Task], protocol: Protocol) -> Iterator[_Unit]:
+    """What is decoded side by side. The clean views of all tasks come first: of a long evaluation they are the result."""
+    for views in ((CLEAN,), [view for view in protocol.views if view != CLEAN]):
+        for task in tasks:
+            for view in views:
+                size = max(protocol.batch_size // protocol.samples(view), 1)
+                for start in range(0, len(task), size):
+                    yield _Unit(task, view, range(start, min(start + size, len(task))))
+
+
+def _keys(unit: _Unit, id: str, count: int) -> Iterator[Key]:
+    return (Key(unit.task.name, id, unit.view, sample) for sample in range(count))
+
+
+def _usable(rows: list[dict], unit: _Unit, forbidden: frozenset[str], skipped: set[Skipped]) -> Iterator[Sample]:
+    """The rows that can be put to the model; a bad one costs itself."""
+    for row in rows:
+        try:
+            yield check_row(row, unit.task.rows.root, forbidden)
+        except UnusableRow as error:
+            skipped.add(Skipped(unit.task.name, f"{row['id']}", error.reason))
+
+
+def _answer(
+    engine: RolloutEngine,
+    policy: torch.nn.Module,
+    processor: Any,
+    unit: _Unit,
+    samples: list[Sample],
+    protocol: Protocol,
+    accelerator: Accelerator,
+    skipped: set[Skipped],
+) -> list[Answer]:
+    """The answers of a unit, graded."""
+    task, view, count = unit.task, unit.view, protocol.samples(unit.view)
+    compared = protocol.kl_view if view == CLEAN else None
+
+    def shown(sample: Sample, view: str) -> Prompt:
+        images = seen(sample.images, view, sample.id, protocol.mask_patch_size)
+        suffix = task.suffix(sample.problem)
+        return encode(replace(sample, images=images), processor, suffix, protocol.max_prompt_length)
+
+    prompts: list[Prompt] = []
+    for sample in samples:
+        try:
+            prompt = shown(sample, view)
+            prompts.append(replace(prompt, masked=shown(sample, compared).clean if compared else None))
+        except UnusableRow as error:
+            skipped.add(Skipped(task.name, sample.id, error.reason))
+    if not prompts:
+        return []
+    seeds = [
+        derived_generator(protocol.seed, task.name, prompt.sample.id, view, sample).initial_seed()
+        for prompt in prompts
+        for sample in range(count)
+    ]
+    sampling = protocol.sampling(task.sampling)
+    with accelerator.autocast():
+        completions = engine.generate(prompts, count, sampling, seeds)
+        divergences: list[float | None] = [None] * len(completions)
+        if compared:
+            temperature = protocol.temperature or 1.0
+            values, _ = visual_dependence(policy, prompts, completions, count, temperature, protocol.max_tokens)
+            divergences = values.double().sum(-1).tolist()
+    texts = [completion.text for completion in completions]
+    references = [prompt.sample.answer for prompt in prompts for _ in range(count)]
+    verdicts = accuracy_rewards(texts, references, protocol.grader)
+    hashes = [_hash(prompt, processor, task) for prompt in prompts]
     return [
-        {
-            "view": view,
-            "group": group,
-            "accuracy": right / answers,
-            "perception_kl": kl / tokens if tokens else None,
-            "problems": int(problems),
-            "samples": samples,
-        }
-        for (view, group), (right, answers, kl, tokens, problems) in sorted(totals.items())
+        Answer(
+            benchmark=task.name,
+            id=prompts[i // count].sample.id,
+            view=view,
+            sample=i % count,
+            seed=seeds[i],
+            prompt=hashes[i // count],
+            answer=references[i],
+            response=completion.text,
+            extracted=last_boxed(completion.text),
+            verdict=verdicts[i],
+            format=format_reward(completion.text),
+            tokens=len(completion.token_ids),
+            finished=completion.finished,
+            perception_kl=divergences[i],
+            tags=prompts[i // count].sample.tags,
+        )
+        for i, completion in enumerate(completions)
     ]
 
 
-@torch.no_grad()
-def visual_dependence(
-    policy: torch.nn.Module,
-    prompts: list[Prompt],
-    completions: list[Completion],
-    group_size: int,
-    temperature: float,
-    max_tokens: int,
-) -> tuple[Tensor, Tensor]:
-    """How much each sampled token depends on the image: perception KL (B, T) in nats, and the mask (B, T) of real tokens.
-
-    `max_tokens` of prompts and completions pass through the policy at a time.
-    """
-    ids, mask = pad_completions(completions, 0)
-    result = torch.zeros(ids.shape)
-    owners = [i // group_size for i in range(len(completions))]
-    lengths = [len(completion.token_ids) for completion in completions]
-    shared = misfit(policy) is None
-    for rows in micro_slices(owners, [prompt.length for prompt in prompts], lengths, max_tokens, shared=shared):
-        clean, masked = (
-            shared_prefix_logprobs(
-                policy, [getattr(prompts[i], view) for i in owners[rows]], ids[rows], mask[rows], temperature
-            )
-            for view in ("clean", "masked")
-        )
-        result[rows] = terms.perception_kl(clean, masked).float().cpu()
-    return result * mask, mask
+def _hash(prompt: Prompt, processor: Any, task: Task) -> str:
+    """Of the text and the pixels that the model was shown."""
+    sample = prompt.sample
+    images = [part for image in sample.images for part in (f"{image.size}", image.tobytes())]
+    return digest(chat_text(sample, processor, task.suffix(sample.problem)), *images)

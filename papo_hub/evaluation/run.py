@@ -1,0 +1,337 @@
+"""`papo-hub evaluate`: a model and benchmarks → answers.jsonl, results.json, report.md and pictures in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from transformers import AutoModelForImageTextToText
+
+from papo_hub.config import ConfigError
+from papo_hub.evaluation.answers import FILE, Answer, Transcript, read_answers
+from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load, select
+from papo_hub.evaluation.protocol import Protocol
+from papo_hub.evaluation.report import summary, write_report
+from papo_hub.evaluation.results import tabulate
+from papo_hub.evaluation.runner import Skipped, Task, answer
+from papo_hub.hub.cache import read_commit
+from papo_hub.modeling import load_processor
+from papo_hub.preparation import check_sees
+from papo_hub.rewards import accuracy_rewards, last_boxed
+from papo_hub.rollout import Sampling, TransformersEngine
+from papo_hub.tracking import package_versions
+
+SETTINGS, RESULTS = "settings.json", "results.json"
+MAY_DIFFER = ("k", "view_k", "views", "max_tokens")  # of a protocol, between runs that fill one transcript
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an evaluation."""
+
+    model: str  # a run, a model folder, or a Hub id
+    benchmarks: tuple[str, ...] = ("tiny",)
+    protocol: Protocol = field(default_factory=Protocol)
+    revision: str | None = None
+    output_dir: Path | None = None
+    limit: int | None = None  # problems of each benchmark
+    split: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    prompt_suffix: str | None = None  # None: the benchmark's, or the run's, or the standard one
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model lies, and the recipe it was trained with if it is that of a run."""
+
+    place: str
+    revision: str | None
+    label: str
+    folder: Path  # where its evaluation goes unless told otherwise
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+def find_model(name: str, revision: str | None = None) -> Model:
+    """The model of a run folder, a model folder, or a Hub id. Raises ConfigError where it is none of them."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if revision:
+            raise ConfigError(f"--revision names a version of a Hub repository, but {path} is a folder: remove it.")
+        label = "/".join(path.absolute().parts[-2:])
+        if (path / "config.json").is_file():
+            return Model(f"{path}", None, label, Path("evaluations", label.replace("/", "-")))
+        if (path / "config.yaml").is_file():
+            if not (path / "model" / "config.json").is_file():
+                raise ConfigError(
+                    f"The run {path} has no model yet: its training is not over. Finish it (--resume_from_checkpoint "
+                    f"latest), or name one of its checkpoints, {path}/checkpoints/*."
+                )
+            recipe = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            return Model(f"{path / 'model'}", None, label, path / "evaluation" / "final", recipe or {})
+        raise ConfigError(f"{path} is neither a model (config.json) nor a run (config.yaml).")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) or name.startswith("."):
+        raise ConfigError(f"There is no model or run at {name!r}, and it is no Hub id (OWNER/NAME) either.")
+    label = name + (f"@{revision}" if revision else "")
+    return Model(name, revision, label, Path("evaluations", re.sub(r"[^\w.-]", "--", label)))
+
+
+def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
+    """Answer, grade, tabulate and report. Runs on every rank. What the folder holds already is not answered again.
+
+    Returns:
+        The folder, with settings.json, answers.jsonl, results.json, report.md and figures/.
+
+    Raises:
+        ConfigError: an option that cannot be, a model without eyes, a folder that holds another evaluation.
+        FileNotFoundError, DataError: a dataset that is not there or cannot be used.
+        AnswersError: a transcript with a wrong line.
+    """
+    model = find_model(request.model, request.revision)
+    benchmarks = select(request.benchmarks, columns=request.columns, split=request.split)
+    check_sees(model.place, model.revision, "MODEL")
+    accelerator = Accelerator()
+    with accelerator.main_process_first():  # what is downloaded is downloaded once
+        rows = {benchmark.name: load(benchmark, request.limit) for benchmark in benchmarks}
+        processor = load_processor(
+            model.place, revision=model.revision, padding_side="left", **_pixel_limits(request, model.recipe)
+        )
+        network = AutoModelForImageTextToText.from_pretrained(
+            model.place,
+            revision=model.revision,
+            dtype=request.dtype,
+            attn_implementation=request.attn_implementation,
+        )
+    network = network.eval().requires_grad_(False).to(accelerator.device)
+
+    benchmarks = [
+        replace(benchmark, prompt_suffix=_suffix(benchmark, request, model.recipe)) for benchmark in benchmarks
+    ]
+    identity = {
+        "name": model.label,
+        "revision": model.revision,
+        "commit": read_commit(model.place, model.revision, "model"),
+        "weights": _weights(Path(model.place)),
+        "base": model.recipe.get("model_name_or_path"),
+    }
+    settings = describe(identity, benchmarks, request.protocol, request.limit, accelerator.num_processes)
+    settings |= {"dtype": f"{network.dtype}".removeprefix("torch."), "pixels": [request.min_pixels, request.max_pixels]}
+    folder = request.output_dir or model.folder
+    _check_folder(folder, settings)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write(folder / SETTINGS, settings)
+    tasks = [
+        Task(
+            benchmark.name,
+            rows[benchmark.name],
+            request.limit,
+            benchmark.prompt_suffix,
+            Sampling(max_completion_length=benchmark.max_completion_length),
+        )
+        for benchmark in benchmarks
+    ]
+    engine = TransformersEngine(network, processor.tokenizer, request.protocol.batch_size)
+    answers, skipped = answer(engine, network, processor, tasks, request.protocol, accelerator, folder)
+    if accelerator.is_main_process:
+        finish(folder, answers, settings, skipped, say)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def regrade(source: Path, grader: str, output_dir: Path | None = None, say: Callable[[str], None] = print) -> Path:
+    """The report of a transcript whose answers are graded anew, without a model. Returns its folder.
+
+    `source` is an answers.jsonl or the folder of one. Raises FileNotFoundError or AnswersError.
+    """
+    home = source if source.is_dir() else source.parent
+    answers = read_answers(source)
+    if not answers:
+        raise ConfigError(f"{source} holds no answer.")
+    settings = _read(home / SETTINGS) or _settings_of(answers)
+    settings |= {"regraded_from": f"{source}", "protocol": settings["protocol"] | {"grader": grader}}
+    verdicts = accuracy_rewards([a.response for a in answers], [a.answer for a in answers], grader)
+    graded = [
+        replace(answer, verdict=verdict, extracted=last_boxed(answer.response))
+        for answer, verdict in zip(answers, verdicts, strict=True)
+    ]
+    folder = output_dir or home.with_name(f"{home.name}-{grader}")
+    if (folder / FILE).exists() and folder.resolve() == home.resolve():
+        raise ConfigError(f"{folder} holds the answers themselves: choose another --output_dir.")
+    (folder / FILE).unlink(missing_ok=True)
+    Transcript(folder).append(graded)
+    write(folder / SETTINGS, settings)
+    changed = sum(a.verdict != b.verdict for a, b in zip(answers, graded, strict=True))
+    say(f"{len(graded)} answers graded anew by {grader}: {changed} verdicts changed.")
+    skipped = [Skipped(**row) for row in (_read(home / RESULTS) or {}).get("skipped", [])]
+    finish(folder, graded, settings, skipped, say)
+    return folder
+
+
+def finish(
+    folder: Path,
+    answers: list[Answer],
+    settings: dict[str, Any],
+    skipped: list[Skipped],
+    say: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """Write results.json, report.md and figures/; say the table. Returns the results."""
+    results = tabulate(answers, settings, skipped)
+    write(folder / RESULTS, results)
+    report = write_report(folder)
+    if say is not None:
+        say(f"{summary(results)}\n\nThe report is {report}.")
+    return results
+
+
+def _suffix(benchmark: Benchmark, request: Request, recipe: dict[str, Any]) -> str:
+    """Asked for; else what the table says; else, on a user's own data, what the run was trained with."""
+    if request.prompt_suffix is not None:
+        return request.prompt_suffix
+    trained_with = recipe.get("prompt_suffix")
+    return trained_with if benchmark.group == "local" and trained_with is not None else benchmark.prompt_suffix
+
+
+def _pixel_limits(request: Request, recipe: dict[str, Any]) -> dict[str, Any]:
+    least = request.min_pixels or recipe.get("min_pixels")
+    most = request.max_pixels or recipe.get("max_pixels")
+    if (least is None) != (most is None):
+        raise ConfigError("min_pixels and max_pixels go together: set both, or neither.")
+    return {} if least is None else {"size": {"shortest_edge": least, "longest_edge": most}}
+
+
+def describe(
+    model: dict[str, Any], benchmarks: list[Benchmark], protocol: Protocol, limit: int | None, processes: int
+) -> dict[str, Any]:
+    """settings.json: enough to do the same again, and to see whether two evaluations can be compared."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    return {
+        "model": model,
+        "benchmarks": [
+            {
+                "name": benchmark.name,
+                "title": benchmark.title,
+                "group": benchmark.group,
+                "dataset": benchmark.dataset,
+                "split": benchmark.split,
+                "revision": benchmark.revision,
+                "commit": read_commit(benchmark.dataset, benchmark.revision, "dataset"),
+                "content": _content(Path(benchmark.dataset)),
+                "limit": limit,
+                "columns": dict(benchmark.columns),
+                "prompt_suffix": benchmark.prompt_suffix,
+                "max_completion_length": protocol.max_completion_length or benchmark.max_completion_length,
+            }
+            for benchmark in benchmarks
+        ],
+        "protocol": asdict(protocol) | {"views": list(protocol.views)},
+        "kl_view": protocol.kl_view,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": package_versions(),
+        "hardware": f"{processes} × {device}",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _settings_of(answers: list[Answer]) -> dict[str, Any]:
+    """What a transcript tells by itself."""
+    names, views = (list(dict.fromkeys(getattr(answer, name) for answer in answers)) for name in ("benchmark", "view"))
+    clean = [answer.sample for answer in answers if answer.view == views[0]]
+    return {
+        "model": {"name": "a model that the transcript does not name"},
+        "benchmarks": [
+            {"name": name, "title": name, "group": "local"}
+            if name not in BENCHMARKS
+            else {"name": name, "title": BENCHMARKS[name].title, "group": BENCHMARKS[name].group}
+            for name in names
+        ],
+        "protocol": {"k": max(clean) + 1, "views": views},
+        "versions": package_versions(),
+    }
+
+
+def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse to mix answers that were got differently. Raises ConfigError."""
+    there = _read(folder / SETTINGS)
+    if not (folder / FILE).exists():
+        return
+    if there is None:
+        raise ConfigError(f"{folder} holds {FILE} without {SETTINGS}: choose another --output_dir.")
+
+    def compared(record: dict[str, Any]) -> dict[str, Any]:
+        shared = {row["name"] for row in there["benchmarks"]} & {row["name"] for row in settings["benchmarks"]}
+        return {
+            **{name: record[name] for name in ("dtype", "pixels")},
+            **{f"model {name}": record["model"][name] for name in ("commit", "weights")},
+            **{name: value for name, value in record["protocol"].items() if name not in MAY_DIFFER},
+            **{
+                f"{row['name']}: {name}": value
+                for row in record["benchmarks"]
+                if row["name"] in shared
+                for name, value in row.items()
+                if name not in ("limit", "title", "group")
+            },
+        }
+
+    before, now = compared(there), compared(settings)
+    for name in now:
+        if before.get(name) != now[name]:
+            advice = f", or re-grade it: --from_answers {folder} --grader {now[name]}" if name == "grader" else ""
+            raise ConfigError(
+                f"{folder} holds an evaluation with another {name}: {before.get(name)!r}, not {now[name]!r}. "
+                f"Choose another --output_dir{advice}, or delete the folder."
+            )
+
+
+def _weights(folder: Path) -> str | None:
+    """A hash of what makes the model, of a folder; None for a Hub id, which has a commit."""
+    if not folder.is_dir():
+        return None
+    total = hashlib.sha256()
+    for file in sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".jinja")):
+        with file.open("rb") as stream:
+            total.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def _content(file: Path) -> str | None:
+    """A hash of a local data file."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def write(file: Path, content: Any) -> None:
+    """Written aside and renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f"partial-{file.name}")
+    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Raises ConfigError for a file that does not hold what it should."""
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is damaged ({error}): delete it, or choose another --output_dir.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is damaged: delete it, or choose another --output_dir.")
+    return content
