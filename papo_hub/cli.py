@@ -33,6 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     push.add_argument("--dry_run", "--dry-run", action="store_true", help="list files, sizes and hashes; send nothing")
     listed = commands.add_parser("versions", help="the versions of a Hub repository, as a table")
     listed.add_argument("repo_id", help="OWNER/NAME")
+    commands.add_parser(
+        "evaluate", help="avg@k on benchmarks, and how much the model looks: papo-hub evaluate MODEL", add_help=False
+    )
+    compared = commands.add_parser("compare", help="two evaluations of the same problems, problem by problem")
+    for name in ("a", "b"):
+        compared.add_argument(name, type=Path, help="a folder that papo-hub evaluate wrote, or a run")
+    compared.add_argument("--output", type=Path, help="the page (default: comparison.html beside the answers of B)")
     card = commands.add_parser("card", help="write a run's model card, or print that of a spec (model_cards/*.yaml)")
     card.add_argument("source", type=Path, help="a run folder, or a spec")
     card.add_argument("repo_id", nargs="?", help="OWNER/NAME that a run goes to")
@@ -43,12 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "train":
         recipe = [] if not rest or rest[0].startswith("-") else ["--config", rest.pop(0)]
         return train_command(recipe + rest)
+    if chosen.command == "evaluate":
+        return evaluate_command(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     command = {
         "quickstart": lambda _: quickstart_command(),
         "push": push_command,
         "versions": versions_command,
+        "compare": compare_command,
         "card": card_command,
         "doctor": lambda _: doctor_command(),
     }
@@ -160,6 +170,132 @@ def versions_command(chosen: argparse.Namespace) -> int:
         print(table(versions(chosen.repo_id)))
 
     return _guarded(run)
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """recipes/evaluate.py MODEL [--benchmarks NAME …] [--option value …]. Returns the exit code."""
+    chosen = _evaluation_parser().parse_args([_underscored(argument) for argument in arguments])
+
+    def run() -> None:
+        from papo_hub.evaluation.protocol import Protocol
+        from papo_hub.evaluation.run import Request, evaluate, regrade
+
+        if (chosen.model is None) == (chosen.from_answers is None):
+            raise ConfigError(
+                "Name a MODEL to evaluate (a run, a folder, OWNER/NAME), or answers to grade: --from_answers."
+            )
+        if chosen.from_answers:
+            regrade(chosen.from_answers, chosen.grader or Protocol.grader, chosen.output_dir)
+            return
+        given = {name: getattr(chosen, name) for name in _PROTOCOL if getattr(chosen, name) is not None}
+        if given.get("temperature") == 0:
+            given = {"k": 1} | given
+        given.setdefault("view_k", max(given.get("k", Protocol.k) // 4, 1))
+        if "views" in given:
+            given["views"] = tuple(given["views"])
+        request = Request(
+            chosen.model,
+            tuple(chosen.benchmarks),
+            Protocol(**given),
+            columns={name: column for name in _COLUMNS if (column := getattr(chosen, f"{name}_column"))},
+            **{name: getattr(chosen, name) for name in _REQUEST},
+        )
+        evaluate(request)
+
+    return _guarded(run)
+
+
+_PROTOCOL = ("k", "view_k", "views", "temperature", "top_p", "max_completion_length", "max_prompt_length", "seed")
+_PROTOCOL += ("grader", "batch_size", "max_tokens")
+_REQUEST = ("revision", "output_dir", "limit", "split", "prompt_suffix", "min_pixels", "max_pixels", "dtype")
+_REQUEST += ("attn_implementation",)
+_COLUMNS = ("problem", "answer", "images")
+
+
+def _evaluation_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="papo-hub evaluate",
+        description="A model on benchmarks: every answer on disk, avg@k with intervals, and how much the model looks. "
+        "An interrupted evaluation goes on where it was. Also under accelerate launch: recipes/evaluate.py.",
+    )
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="a run, a model folder, or a Hub id OWNER/NAME")
+    add("--revision", help="branch, tag or commit of a Hub id")
+    add(
+        "--benchmarks", nargs="+", metavar="NAME", default=["tiny"],
+        help="tiny, general, vision, all, an entry of the table (docs/evaluation_benchmarks.md), a parquet or JSON-lines "
+        "file, a folder, a dataset OWNER/NAME (default: tiny)",
+    )  # fmt: skip
+    add("--k", type=int, help="answers to each problem (default: 8)")
+    add("--view_k", type=int, help="answers to each masked or blank view (default: a quarter of k)")
+    add(
+        "--views", nargs="+", metavar="VIEW",
+        help="of each problem: clean, blank, mask-R with the share R of patches hidden (default: clean mask-0.3 mask-0.6 "
+        "mask-0.9 blank; clean alone is the paper's evaluation, at half the cost)",
+    )  # fmt: skip
+    add("--temperature", type=float, help="of sampling; 0: greedy, one answer (default: 1.0)")
+    add("--top_p", type=float, help="nucleus sampling (default: 1.0, off)")
+    add(
+        "--max_completion_length", type=int, help="tokens of an answer (default: the benchmark's, 2048 for the paper's)"
+    )
+    add(
+        "--max_prompt_length",
+        type=int,
+        help="tokens of a prompt with its images; a longer one is skipped (default: 8192)",
+    )
+    add("--seed", type=int, help="the answers are a function of it (default: 42)")
+    add("--grader", help="math, or mathruler for the verdicts of the published numbers (default: math)")
+    add("--batch_size", type=int, help="answers decoded together: lower it where memory ends (default: 64)")
+    add("--max_tokens", type=int, help="of a forward pass that measures the perception KL (default: 16384)")
+    add("--limit", type=int, help="only the first so many problems of each benchmark")
+    add("--split", help="of your own data (default: test)")
+    for name in _COLUMNS:
+        add(f"--{name}_column", help=f"what your own data calls {name}")
+    add(
+        "--prompt_suffix", help="added to problems that do not ask for \\boxed{} (default: as trained, or as the paper)"
+    )
+    add("--min_pixels", type=int, help="an image is enlarged to at least that (default: the run's, or the processor's)")
+    add("--max_pixels", type=int, help="an image is reduced to at most that (default: the run's, or the processor's)")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights (default: auto)",
+    )
+    add("--attn_implementation", help="sdpa, flash_attention_2, … (default: that of transformers)")
+    add("--output_dir", type=Path, help="the folder (default: RUN/evaluation/final, else evaluations/NAME)")
+    add("--from_answers", type=Path, help="grade this answers.jsonl, or the folder's, anew: without a model")
+    return parser
+
+
+def _underscored(argument: str) -> str:
+    """--top-p as --top_p."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def compare_command(chosen: argparse.Namespace) -> int:
+    """papo-hub compare A B. Returns the exit code."""
+
+    def run() -> None:
+        from papo_hub.evaluation.compare import compare
+
+        a, b = (_evaluation_of(folder) for folder in (chosen.a, chosen.b))
+        page = chosen.output or b / "comparison.html"
+        print(f"{compare(a, b, page).text}\n\nThe page, with the problems that changed most, is {page}.")
+
+    return _guarded(run)
+
+
+def _evaluation_of(folder: Path) -> Path:
+    """An evaluation folder itself; of a run, the evaluation of its model."""
+    if not (folder / "config.yaml").is_file():
+        return folder
+    places = [folder / "evaluation" / name for name in ("final", "after")]
+    found = next((place for place in places if (place / "answers.jsonl").is_file()), None)
+    if found is None:
+        raise ConfigError(f"The run {folder} has not been evaluated: papo-hub evaluate {folder}")
+    return found
 
 
 def card_command(chosen: argparse.Namespace) -> int:
@@ -295,12 +431,14 @@ def _guarded(run) -> int:
     """What a user can mend ends in one message; anything else keeps its traceback, which a bug report needs."""
     from papo_hub.checkpoint import CheckpointError
     from papo_hub.data import DataError
+    from papo_hub.evaluation.answers import AnswersError
     from papo_hub.experience import SamplingExhausted
     from papo_hub.hub import HubError
     from papo_hub.trainer import TrainingDiverged
     from papo_hub.workers import WorkerDied
 
     mendable = (
+        AnswersError,
         ConfigError,
         DataError,
         CheckpointError,

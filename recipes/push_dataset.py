@@ -2,6 +2,8 @@
 
 import sys
 
+sys.path.pop(0)  # this folder: its evaluate.py would hide the library of that name
+
 from papo_hub.cli import push_dataset_command
 
 if __name__ == "__main__":

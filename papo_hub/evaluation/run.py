@@ -45,7 +45,7 @@ class Request:
     protocol: Protocol = field(default_factory=Protocol)
     revision: str | None = None
     output_dir: Path | None = None
-    limit: int | None = None  # problems of each benchmark
+    limit: int | None = None  # problems of each benchmark; at least 1
     split: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     prompt_suffix: str | None = None  # None: the benchmark's, or the run's, or the standard one
@@ -101,6 +101,8 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
         FileNotFoundError, DataError: a dataset that is not there or cannot be used.
         AnswersError: a transcript with a wrong line.
     """
+    if request.limit is not None and request.limit < 1:
+        raise ConfigError(f"limit: {request.limit} must be at least 1.")
     model = find_model(request.model, request.revision)
     benchmarks = select(request.benchmarks, columns=request.columns, split=request.split)
     check_sees(model.place, model.revision, "MODEL")
