@@ -1,8 +1,21 @@
 """Cards: what a repository on the Hub says of itself, written from files alone and checked without a network."""
 
+from papo_hub.card.benchmarks import fingerprint, write_benchmark_results, write_entry
 from papo_hub.card.check import check_card
 from papo_hub.card.escape import plain, text
 from papo_hub.card.model import NAMES, render_spec, write_card
 from papo_hub.card.results import headline, write_eval_results
 
-__all__ = ["NAMES", "check_card", "headline", "plain", "render_spec", "text", "write_card", "write_eval_results"]
+__all__ = [
+    "NAMES",
+    "check_card",
+    "fingerprint",
+    "headline",
+    "plain",
+    "render_spec",
+    "text",
+    "write_benchmark_results",
+    "write_card",
+    "write_entry",
+    "write_eval_results",
+]

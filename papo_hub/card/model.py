@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from papo_hub.card.benchmarks import benchmark_results, benchmark_table, benchmark_text, model_index
 from papo_hub.card.check import NO_BASE
 from papo_hub.card.escape import listed, names_a_secret, plain, text, words
 from papo_hub.card.files import hub_ids, mapping, optional, recipe
@@ -69,7 +70,7 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
 
     Args:
         run: a run folder, of which all that is said is read. config.yaml is required; provenance.json, metrics.jsonl and
-            evaluation.json add what they have.
+            evaluation.json add what they have, and evaluation/final/ where papo-hub evaluate measured the model.
         model_id: the repository that the model goes to; by default the card loads it from the run's model/ folder.
         revision: its tag, branch or commit, to which the card pins the loading.
         folder: where the card goes: beside the figures and files that it links, and the weights that it describes. By
@@ -93,7 +94,8 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
     base, data = config.get("model_name_or_path"), config.get("dataset_name")
     objective = _objective_name(config)
     base_ids, data_ids = hub_ids(base, run), hub_ids(data, run)
-    results = _eval_results(evaluation, config, hub_ids(config.get("eval_dataset_name"), run))
+    benchmarks = benchmark_results(run)
+    results = _eval_results(evaluation, config, hub_ids(config.get("eval_dataset_name"), run)) + model_index(benchmarks)
     card_data = _card_data(base_ids, data_ids, objective, model_id or f"papo_hub run {plain(run.name)}", results)
 
     length = f" for {text(steps)} steps" if steps else ""
@@ -113,6 +115,8 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
         data=_data_text(config),
         evaluation=_evaluation_text(evaluation, config),
         results=_evaluation_table(evaluation),
+        benchmarks=benchmark_text(benchmarks),
+        benchmark_results=benchmark_table(benchmarks),
         overview=next(iter(_existing(folder, dict([OVERVIEW]))), None),
         pictures=_existing(folder, PICTURES),
         files=_existing(folder, FILES),

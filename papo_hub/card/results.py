@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
+from papo_hub.card.benchmarks import OURS, benchmark_results, write_benchmark_results
 from papo_hub.card.escape import plain
 from papo_hub.card.files import hub_ids, recipe
 from papo_hub.figures import read_evaluation
@@ -19,8 +20,6 @@ HEADLINES = {"overall": ("all", "default"), "vision": ("high", "vision")}
 
 def evaluation_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows on the run's own evaluation dataset; empty where it was not evaluated.
-
-    Rows that carry a "benchmark" are of another dataset each and stay out.
 
     Raises:
         ValueError: evaluation.json does not hold rows with "when", "view" and "group".
@@ -34,7 +33,7 @@ def evaluation_rows(folder: Path) -> list[dict[str, Any]]:
         for row in rows
     ):
         raise ValueError(f"{Path(folder) / 'evaluation.json'} must hold a list of rows with when, view and group")
-    return [row for row in rows if "benchmark" not in row]
+    return rows
 
 
 def percent(row: dict[str, Any]) -> float | None:
@@ -75,8 +74,8 @@ def write_eval_results(run: Path, folder: Path) -> list[Path]:
     and puts it on the dataset's leaderboard. So nothing is written, and the list is empty, where the run was not
     evaluated, where its evaluation dataset is no Hub repository (a folder, `digits`), or where only its first problems
     were measured (`eval_problems`). `overall` goes to the task `default`, `vision` to the task `vision`; whether the
-    dataset's eval.yaml has them is for the Hub to find out, which otherwise keeps the file and lists nothing. Files of an
-    earlier call that no longer hold are removed.
+    dataset's eval.yaml has them is for the Hub to find out, which otherwise keeps the file and lists nothing. What
+    `papo-hub evaluate` measured adds a file a benchmark. Files of an earlier call are removed.
 
     Raises:
         FileNotFoundError: the run has no config.yaml.
@@ -86,10 +85,12 @@ def write_eval_results(run: Path, folder: Path) -> list[Path]:
     config = recipe(run)
     data = hub_ids(config.get("eval_dataset_name"), run) if config.get("eval_problems") is None else []
     found = _headlines(run)
-    written = []
+    for file in place.glob("*.yaml"):
+        if OURS in file.read_text(encoding="utf-8"):
+            file.unlink()
+    written = write_benchmark_results(benchmark_results(run), folder)
     for name, (_, task) in HEADLINES.items():
         file, row = place / f"{name}.yaml", found.get(name, {})
-        file.unlink(missing_ok=True)
         if data and percent(row) is not None:
             entry = EvalResultEntry(data[0], task, percent(row), notes=_notes(row, config))
             place.mkdir(parents=True, exist_ok=True)
@@ -113,4 +114,4 @@ def _notes(row: dict[str, Any], config: dict[str, Any]) -> str:
         [f"{problems} problems of the split {plain(config.get('eval_split', 'test'))}"] if is_number(problems) else []
     )
     parts += [f"{key} {config[key]:g}" for key in ("temperature", "top_p") if is_number(config.get(key))]
-    return ", ".join([*parts, "measured by papo_hub on its own run"])
+    return ", ".join([*parts, f"{OURS} on its own run"])

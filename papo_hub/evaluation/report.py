@@ -277,7 +277,7 @@ def _reproduce(results: dict[str, Any]) -> list[str]:
     lines += [
         "",
         "Beside this report: answers.jsonl (every answer with its verdict, an object a line), results.json (the numbers "
-        "above), settings.json (all settings), figures/.",
+        "above), settings.json (all settings), figures/, model-index.yaml (what a model card's front matter takes).",
     ]
     if skipped:
         lines += ["", f"{_plural(len(skipped), 'row')} could not be used and stayed out of every number:", ""]

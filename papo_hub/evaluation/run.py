@@ -18,6 +18,7 @@ import yaml
 from accelerate import Accelerator
 from transformers import AutoModelForImageTextToText
 
+from papo_hub.card import fingerprint, write_benchmark_results, write_entry
 from papo_hub.config import ConfigError
 from papo_hub.evaluation.answers import FILE, Answer, Transcript, read_answers
 from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load, select
@@ -127,7 +128,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
         "name": model.label,
         "revision": model.revision,
         "commit": read_commit(model.place, model.revision, "model"),
-        "weights": _weights(Path(model.place)),
+        "weights": fingerprint(Path(model.place)),
         "base": model.recipe.get("model_name_or_path"),
     }
     settings = describe(identity, benchmarks, request.protocol, request.limit, accelerator.num_processes)
@@ -191,9 +192,11 @@ def finish(
     skipped: list[Skipped],
     say: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    """Write results.json, report.md and figures/; say the table. Returns the results."""
+    """Write results.json, report.md, figures/, and what a card and the Hub take; say the table. Returns the results."""
     results = tabulate(answers, settings, skipped)
     write(folder / RESULTS, results)
+    write_entry(results, folder)
+    write_benchmark_results(results, folder)
     report = write_report(folder)
     if say is not None:
         say(f"{summary(results)}\n\nThe report is {report}.")
@@ -297,17 +300,6 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds an evaluation with another {name}: {before.get(name)!r}, not {now[name]!r}. "
                 f"Choose another --output_dir{advice}, or delete the folder."
             )
-
-
-def _weights(folder: Path) -> str | None:
-    """A hash of what makes the model, of a folder; None for a Hub id, which has a commit."""
-    if not folder.is_dir():
-        return None
-    total = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".jinja")):
-        with file.open("rb") as stream:
-            total.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:16]
 
 
 def _content(file: Path) -> str | None:
