@@ -24,7 +24,7 @@ from torch import Tensor
 from papo_hub.config import TrainConfig, check_perception, check_ranges, check_rollout, coerce
 from papo_hub.masking import RandomPatchMask
 from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
-from papo_hub.rewards import accuracy_reward, combine, format_reward
+from papo_hub.rewards import accuracy_rewards, combine, format_reward
 from papo_hub.rollout import Sampling, TransformersEngine
 
 DEFAULT_WEIGHTS = Weights()  # the paper's clip range, no reference KL
@@ -140,7 +140,7 @@ class RewardPlugin(_Plugin):
 
     def __call__(self, responses: list[str], answers: list[str]) -> dict[str, Tensor]:
         """ "mean" (the weighted sum), "accuracy" and "format", each (B,) float32."""
-        accuracy = [accuracy_reward(response, answer) for response, answer in zip(responses, answers, strict=True)]
+        accuracy = accuracy_rewards(responses, answers)
         formats = [format_reward(response) for response in responses]
         total = [combine(a, f, self.format_weight) for a, f in zip(accuracy, formats, strict=True)]
         return {"mean": torch.tensor(total), "accuracy": torch.tensor(accuracy), "format": torch.tensor(formats)}

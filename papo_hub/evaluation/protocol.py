@@ -45,15 +45,16 @@ class Protocol:
             f"temperature: {self.temperature} must be a finite number of at least 0 (0: greedy).",
         )
         _refuse(not 0 < self.top_p <= 1, f"top_p: {self.top_p} must lie in (0, 1].")
-        _refuse(
-            self.temperature == 0 and max(self.k, self.view_k) > 1,
-            f"k: {self.k}, but greedy answers (temperature: 0) are all the same; write k: 1, or a temperature above 0.",
-        )
+        for name in ("k", "view_k"):
+            _refuse(
+                self.temperature == 0 and getattr(self, name) > 1,
+                f"{name}: {getattr(self, name)}, but greedy answers (temperature: 0) are all the same; "
+                f"write {name}: 1, or a temperature above 0.",
+            )
         _refuse(self.grader not in GRADERS, f"grader: {self.grader!r} is none of {', '.join(GRADERS)}.")
         _refuse(CLEAN not in self.views, "views: the clean one must be among them; the others are compared with it.")
-        _refuse(len(set(self.views)) < len(self.views), f"views: {' '.join(self.views)} names one twice.")
-        for view in self.views:
-            mask_ratio(view)
+        distinct = {mask_ratio(view) for view in self.views}  # mask-0.60 is mask-0.6
+        _refuse(len(distinct) < len(self.views), f"views: {' '.join(self.views)} names one twice.")
 
     @property
     def kl_view(self) -> str | None:

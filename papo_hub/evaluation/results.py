@@ -98,7 +98,7 @@ def _subsets(problems: Problems) -> Iterable[tuple[str, Problems]]:
         for tag, value in answers[0].tags.items():
             tags[tag][value][id] = answers
     for tag, values in sorted(tags.items()):
-        if tag != READING and 2 <= len(values) <= MOST_SUBSETS:
+        if tag != READING and 2 <= len(values) <= min(MOST_SUBSETS, len(problems) - 1):  # one problem each: no group
             yield from ((f"{tag}: {value}", values[value]) for value in sorted(values))
 
 

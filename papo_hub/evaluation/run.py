@@ -105,20 +105,13 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
     if request.limit is not None and request.limit < 1:
         raise ConfigError(f"limit: {request.limit} must be at least 1.")
     model = find_model(request.model, request.revision)
+    limits = _pixel_limits(request, model.recipe)
     benchmarks = select(request.benchmarks, columns=request.columns, split=request.split)
     check_sees(model.place, model.revision, "MODEL")
     accelerator = Accelerator()
     with accelerator.main_process_first():  # what is downloaded is downloaded once
         rows = {benchmark.name: load(benchmark, request.limit) for benchmark in benchmarks}
-        processor = load_processor(
-            model.place, revision=model.revision, padding_side="left", **_pixel_limits(request, model.recipe)
-        )
-        network = AutoModelForImageTextToText.from_pretrained(
-            model.place,
-            revision=model.revision,
-            dtype=request.dtype,
-            attn_implementation=request.attn_implementation,
-        )
+        processor, network = _load(model, request, limits)
     network = network.eval().requires_grad_(False).to(accelerator.device)
 
     benchmarks = [
@@ -134,8 +127,8 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
     settings = describe(identity, benchmarks, request.protocol, request.limit, accelerator.num_processes)
     settings |= {"dtype": f"{network.dtype}".removeprefix("torch."), "pixels": [request.min_pixels, request.max_pixels]}
     folder = request.output_dir or model.folder
-    _check_folder(folder, settings)
-    accelerator.wait_for_everyone()
+    settings = _joined(folder, settings)
+    accelerator.wait_for_everyone()  # everyone has read it before it changes
     if accelerator.is_main_process:
         write(folder / SETTINGS, settings)
     tasks = [
@@ -161,11 +154,13 @@ def regrade(source: Path, grader: str, output_dir: Path | None = None, say: Call
 
     `source` is an answers.jsonl or the folder of one. Raises FileNotFoundError or AnswersError.
     """
-    home = source if source.is_dir() else source.parent
+    _check_grader(grader)
+    home = (source if source.is_dir() else source.parent).resolve()
     answers = read_answers(source)
+    settings = _read_settings(home) or _settings_of(answers)
+    answers = _asked_for(answers, settings)
     if not answers:
         raise ConfigError(f"{source} holds no answer.")
-    settings = _read(home / SETTINGS) or _settings_of(answers)
     settings |= {"regraded_from": f"{source}", "protocol": settings["protocol"] | {"grader": grader}}
     verdicts = accuracy_rewards([a.response for a in answers], [a.answer for a in answers], grader)
     graded = [
@@ -173,8 +168,8 @@ def regrade(source: Path, grader: str, output_dir: Path | None = None, say: Call
         for answer, verdict in zip(answers, verdicts, strict=True)
     ]
     folder = output_dir or home.with_name(f"{home.name}-{grader}")
-    if (folder / FILE).exists() and folder.resolve() == home.resolve():
-        raise ConfigError(f"{folder} holds the answers themselves: choose another --output_dir.")
+    if folder.resolve() == home or begun(folder) and "regraded_from" not in (_read_settings(folder) or {}):
+        raise ConfigError(f"{folder} holds answers of a model, which would be lost: choose another --output_dir.")
     (folder / FILE).unlink(missing_ok=True)
     Transcript(folder).append(graded)
     write(folder / SETTINGS, settings)
@@ -211,11 +206,27 @@ def _suffix(benchmark: Benchmark, request: Request, recipe: dict[str, Any]) -> s
     return trained_with if benchmark.group == "local" and trained_with is not None else benchmark.prompt_suffix
 
 
+def _load(model: Model, request: Request, limits: dict[str, Any]) -> tuple[Any, torch.nn.Module]:
+    """(processor, network). Raises ConfigError where files are missing or an option does not fit the model."""
+    try:
+        processor = load_processor(model.place, revision=model.revision, padding_side="left", **limits)
+        return processor, AutoModelForImageTextToText.from_pretrained(
+            model.place,
+            revision=model.revision,
+            dtype=request.dtype,
+            attn_implementation=request.attn_implementation,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"MODEL: {model.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
 def _pixel_limits(request: Request, recipe: dict[str, Any]) -> dict[str, Any]:
     least = request.min_pixels or recipe.get("min_pixels")
     most = request.max_pixels or recipe.get("max_pixels")
     if (least is None) != (most is None):
         raise ConfigError("min_pixels and max_pixels go together: set both, or neither.")
+    if least is not None and not 0 < least <= most:
+        raise ConfigError(f"min_pixels: {least} must be at least 1 and at most max_pixels: {most}.")
     return {} if least is None else {"size": {"shortest_edge": least, "longest_edge": most}}
 
 

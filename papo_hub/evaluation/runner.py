@@ -8,7 +8,7 @@ answered again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from papo_hub.batch import Prompt, Sample
 from papo_hub.data import PROMPT_SUFFIX, DataError, Rows, UnusableRow, chat_text, check_row, encode, special_tokens
-from papo_hub.evaluation.answers import FILE, Answer, Key, Transcript, digest, merge, read_answers
+from papo_hub.evaluation.answers import Answer, Key, Transcript, digest, merge, read_answers
 from papo_hub.evaluation.dependence import visual_dependence
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.views import CLEAN, seen
@@ -77,15 +77,15 @@ def answer(
         On the main process all answers, in the order of tasks, rows, views and samples, and the rows that were skipped.
         On the others two empty lists.
 
-    Raises:
+    Raises, on every rank:
         AnswersError: the transcript cannot be read.
         DataError: no row of a task can be used.
     """
+    known = {answer.key for answer in read_answers(folder)} if begun(folder) else set()
+    accelerator.wait_for_everyone()  # everyone has read before anyone writes
     if accelerator.is_main_process:
         merge(folder)
     accelerator.wait_for_everyone()
-    known = {answer.key for answer in read_answers(folder)} if (folder / FILE).exists() else set()
-    accelerator.wait_for_everyone()  # everyone has read before anyone writes
     transcript = Transcript(folder, accelerator.process_index)
     forbidden = special_tokens(processor)
     units = list(_units(tasks, protocol))[accelerator.process_index :: accelerator.num_processes]
@@ -93,30 +93,42 @@ def answer(
     policy.eval()
     total = sum(len(unit.rows) * protocol.samples(unit.view) for unit in units)
     skipped: set[Skipped] = set()
+    places = {(task.name, f"{task.rows[index]['id']}"): index for task in tasks for index in range(len(task))}
+    answered = {key.benchmark for key in known if key.view == CLEAN and (key.benchmark, key.id) in places}
     bar = tqdm(total=total, unit=" answers", disable=not accelerator.is_main_process, dynamic_ncols=True)
     for unit in units:
-        bar.set_description(f"{unit.task.name}, {unit.view}")
+        bar.set_description(f"{unit.task.name}, {unit.view}", refresh=False)
         rows = [unit.task.rows[index] for index in unit.rows]
         count = protocol.samples(unit.view)
         if any(key not in known for row in rows for key in _keys(unit, f"{row['id']}", count)):
-            samples = list(_usable(rows, unit, forbidden, skipped))
-            new = _answer(engine, policy, processor, unit, samples, protocol, accelerator, skipped)
-            transcript.append(answer for answer in new if answer.key not in known)
+            prompts = list(_prompts(rows, unit, processor, forbidden, protocol, skipped))
+            answered.update(unit.task.name for _ in prompts if unit.view == CLEAN)
+            if any(key not in known for prompt in prompts for key in _keys(unit, prompt.sample.id, count)):
+                new = _answer(engine, policy, processor, unit, prompts, protocol, accelerator)
+                transcript.append(answer for answer in new if answer.key not in known)
         bar.update(len(rows) * count)
     bar.close()
     policy.train(was_training)
-    everything = gather_object(sorted(skipped, key=lambda row: (row.benchmark, row.id)))  # after which all have written
-    if not accelerator.is_main_process:
-        return [], []
-    return _ordered(folder, tasks, protocol, everything)
+    reasons = {(row.benchmark, row.id): row for row in sorted(gather_object(list(skipped)), key=astuple, reverse=True)}
+    unusable = [reasons[place] for place in places if place in reasons]  # each once, whatever its views
+    answered = set(gather_object(list(answered)))  # after which all have written
+    for task in tasks:
+        if task.name not in answered:
+            reason = next((row.reason for row in unusable if row.benchmark == task.name), "it has none")
+            raise DataError(f"no row of {task.name} can be used for evaluation; the first reason: {reason}")
+    return (_ordered(folder, places, tasks, protocol), unusable) if accelerator.is_main_process else ([], [])
+
+
+def begun(folder: Path) -> bool:
+    """Whether the folder holds answers, of any process."""
+    return any(folder.glob("answers*.jsonl"))
 
 
 def _ordered(
-    folder: Path, tasks: list[Task], protocol: Protocol, skipped: list[Skipped]
-) -> tuple[list[Answer], list[Skipped]]:
+    folder: Path, places: dict[tuple[str, str], int], tasks: list[Task], protocol: Protocol
+) -> list[Answer]:
     """The finished transcript in its order; whatever else it holds, of other benchmarks or views, stays behind that."""
     names = {task.name: place for place, task in enumerate(tasks)}
-    places = {(task.name, f"{task.rows[index]['id']}"): index for task in tasks for index in range(len(task))}
     views = {view: place for place, view in enumerate(protocol.views)}
     last = len(places) + len(tasks) + len(views)
 
@@ -124,20 +136,13 @@ def _ordered(
         place = places.get((answer.benchmark, answer.id), last)
         return names.get(answer.benchmark, last), place, views.get(answer.view, last), answer.sample, answer.key
 
-    found = [
+    return [
         answer
         for answer in merge(folder, order)
         if (answer.benchmark, answer.id) in places
         and answer.view in views
         and answer.sample < protocol.samples(answer.view)
     ]
-    answered = {answer.benchmark for answer in found}
-    unusable = sorted(set(skipped), key=lambda row: (names[row.benchmark], places[row.benchmark, row.id]))
-    for task in tasks:
-        if task.name not in answered:
-            reason = next((row.reason for row in unusable if row.benchmark == task.name), "it has none")
-            raise DataError(f"no row of {task.name} can be used for evaluation; the first reason: {reason}")
-    return found, unusable
 
 
 def _units(tasks: list[Task], protocol: Protocol) -> Iterator[_Unit]:
@@ -154,13 +159,28 @@ def _keys(unit: _Unit, id: str, count: int) -> Iterator[Key]:
     return (Key(unit.task.name, id, unit.view, sample) for sample in range(count))
 
 
-def _usable(rows: list[dict], unit: _Unit, forbidden: frozenset[str], skipped: set[Skipped]) -> Iterator[Sample]:
-    """The rows that can be put to the model; a bad one costs itself."""
+def _prompts(
+    rows: list[dict],
+    unit: _Unit,
+    processor: Any,
+    forbidden: frozenset[str],
+    protocol: Protocol,
+    skipped: set[Skipped],
+) -> Iterator[Prompt]:
+    """The rows as they are put to the model; a bad one costs itself."""
+    task, compared = unit.task, protocol.kl_view if unit.view == CLEAN else None
+
+    def shown(sample: Sample, view: str) -> Prompt:
+        images = seen(sample.images, view, sample.id, protocol.mask_patch_size)
+        suffix = task.suffix(sample.problem)
+        return encode(replace(sample, images=images), processor, suffix, protocol.max_prompt_length)
+
     for row in rows:
         try:
-            yield check_row(row, unit.task.rows.root, forbidden)
+            sample = check_row(row, task.rows.root, forbidden)
+            yield replace(shown(sample, unit.view), masked=shown(sample, compared).clean if compared else None)
         except UnusableRow as error:
-            skipped.add(Skipped(unit.task.name, f"{row['id']}", error.reason))
+            skipped.add(Skipped(task.name, f"{row['id']}", error.reason))
 
 
 def _answer(
@@ -168,29 +188,12 @@ def _answer(
     policy: torch.nn.Module,
     processor: Any,
     unit: _Unit,
-    samples: list[Sample],
+    prompts: list[Prompt],
     protocol: Protocol,
     accelerator: Accelerator,
-    skipped: set[Skipped],
 ) -> list[Answer]:
     """The answers of a unit, graded."""
     task, view, count = unit.task, unit.view, protocol.samples(unit.view)
-    compared = protocol.kl_view if view == CLEAN else None
-
-    def shown(sample: Sample, view: str) -> Prompt:
-        images = seen(sample.images, view, sample.id, protocol.mask_patch_size)
-        suffix = task.suffix(sample.problem)
-        return encode(replace(sample, images=images), processor, suffix, protocol.max_prompt_length)
-
-    prompts: list[Prompt] = []
-    for sample in samples:
-        try:
-            prompt = shown(sample, view)
-            prompts.append(replace(prompt, masked=shown(sample, compared).clean if compared else None))
-        except UnusableRow as error:
-            skipped.add(Skipped(task.name, sample.id, error.reason))
-    if not prompts:
-        return []
     seeds = [
         derived_generator(protocol.seed, task.name, prompt.sample.id, view, sample).initial_seed()
         for prompt in prompts
@@ -200,7 +203,7 @@ def _answer(
     with accelerator.autocast():
         completions = engine.generate(prompts, count, sampling, seeds)
         divergences: list[float | None] = [None] * len(completions)
-        if compared:
+        if view == CLEAN and protocol.kl_view:
             temperature = protocol.temperature or 1.0
             values, _ = visual_dependence(policy, prompts, completions, count, temperature, protocol.max_tokens)
             divergences = values.double().sum(-1).tolist()
