@@ -51,7 +51,7 @@ class Protocol:
                 f"{name}: {getattr(self, name)}, but greedy answers (temperature: 0) are all the same; "
                 f"write {name}: 1, or a temperature above 0.",
             )
-        _refuse(self.grader not in GRADERS, f"grader: {self.grader!r} is none of {', '.join(GRADERS)}.")
+        check_grader(self.grader)
         _refuse(CLEAN not in self.views, "views: the clean one must be among them; the others are compared with it.")
         distinct = {mask_ratio(view) for view in self.views}  # mask-0.60 is mask-0.6
         _refuse(len(distinct) < len(self.views), f"views: {' '.join(self.views)} names one twice.")
@@ -69,6 +69,11 @@ class Protocol:
         """A benchmark's sampling, at this temperature and with this limit of length."""
         limit = self.max_completion_length or benchmark.max_completion_length
         return replace(benchmark, temperature=self.temperature, top_p=self.top_p, max_completion_length=limit)
+
+
+def check_grader(name: str) -> None:
+    """Raises ConfigError for one that is unknown."""
+    _refuse(name not in GRADERS, f"grader: {name!r} is none of {', '.join(GRADERS)}.")
 
 
 def _refuse(condition: bool, message: str) -> None:

@@ -22,10 +22,11 @@ from papo_hub.card import fingerprint, write_benchmark_results, write_entry
 from papo_hub.config import ConfigError
 from papo_hub.evaluation.answers import FILE, Answer, Transcript, read_answers
 from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load, select
-from papo_hub.evaluation.protocol import Protocol
+from papo_hub.evaluation.protocol import Protocol, check_grader
 from papo_hub.evaluation.report import summary, write_report
 from papo_hub.evaluation.results import tabulate
-from papo_hub.evaluation.runner import Skipped, Task, answer
+from papo_hub.evaluation.runner import Skipped, Task, answer, begun
+from papo_hub.evaluation.views import CLEAN
 from papo_hub.hub.cache import read_commit
 from papo_hub.modeling import load_processor
 from papo_hub.preparation import check_sees
@@ -98,7 +99,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
         The folder, with settings.json, answers.jsonl, results.json, report.md and figures/.
 
     Raises:
-        ConfigError: an option that cannot be, a model without eyes, a folder that holds another evaluation.
+        ConfigError: an option that cannot be, a model without eyes or files, a folder that holds another evaluation.
         FileNotFoundError, DataError: a dataset that is not there or cannot be used.
         AnswersError: a transcript with a wrong line.
     """
@@ -152,15 +153,16 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
 def regrade(source: Path, grader: str, output_dir: Path | None = None, say: Callable[[str], None] = print) -> Path:
     """The report of a transcript whose answers are graded anew, without a model. Returns its folder.
 
-    `source` is an answers.jsonl or the folder of one. Raises FileNotFoundError or AnswersError.
+    `source` is an answers.jsonl or the folder of one, and stays as it is. Raises FileNotFoundError, AnswersError, or
+    ConfigError: an unknown grader, nothing to grade, a folder that holds answers of its own.
     """
-    _check_grader(grader)
+    check_grader(grader)
     home = (source if source.is_dir() else source.parent).resolve()
     answers = read_answers(source)
     settings = _read_settings(home) or _settings_of(answers)
     answers = _asked_for(answers, settings)
-    if not answers:
-        raise ConfigError(f"{source} holds no answer.")
+    if not any(answer.view == CLEAN for answer in answers):
+        raise ConfigError(f"{source} holds no answer to a clean image: name an answers.jsonl that does, or its folder.")
     settings |= {"regraded_from": f"{source}", "protocol": settings["protocol"] | {"grader": grader}}
     verdicts = accuracy_rewards([a.response for a in answers], [a.answer for a in answers], grader)
     graded = [
@@ -266,7 +268,10 @@ def describe(
 def _settings_of(answers: list[Answer]) -> dict[str, Any]:
     """What a transcript tells by itself."""
     names, views = (list(dict.fromkeys(getattr(answer, name) for answer in answers)) for name in ("benchmark", "view"))
-    clean = [answer.sample for answer in answers if answer.view == views[0]]
+    counts = {
+        name: 1 + max((answer.sample for answer in answers if (answer.view == CLEAN) == clean), default=0)
+        for name, clean in (("k", True), ("view_k", False))
+    }
     return {
         "model": {"name": "a model that the transcript does not name"},
         "benchmarks": [
@@ -275,35 +280,41 @@ def _settings_of(answers: list[Answer]) -> dict[str, Any]:
             else {"name": name, "title": BENCHMARKS[name].title, "group": BENCHMARKS[name].group}
             for name in names
         ],
-        "protocol": {"k": max(clean) + 1, "views": views},
+        "protocol": counts | {"views": views},
         "versions": package_versions(),
     }
 
 
-def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to mix answers that were got differently. Raises ConfigError."""
-    there = _read(folder / SETTINGS)
-    if not (folder / FILE).exists():
-        return
+def _joined(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with what the folder holds already: benchmarks that are not asked for now, and the view that its
+    perception KL is of. Raises ConfigError rather than mix answers that were got differently."""
+    there = _read_settings(folder)
+    if not begun(folder):
+        return settings
     if there is None:
-        raise ConfigError(f"{folder} holds {FILE} without {SETTINGS}: choose another --output_dir.")
+        raise ConfigError(
+            f"{folder} holds {FILE} without {SETTINGS}: choose another --output_dir, or delete the folder."
+        )
+    asked = {row["name"] for row in settings["benchmarks"]}
+    held = there["benchmarks"] + there.get("held", [])
+    shared = asked & {row["name"] for row in held}
 
-    def compared(record: dict[str, Any]) -> dict[str, Any]:
-        shared = {row["name"] for row in there["benchmarks"]} & {row["name"] for row in settings["benchmarks"]}
+    def compared(record: dict[str, Any], benchmarks: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            **{name: record[name] for name in ("dtype", "pixels")},
-            **{f"model {name}": record["model"][name] for name in ("commit", "weights")},
+            **{name: record.get(name) for name in ("dtype", "pixels")},
+            **{f"model {name}": record["model"].get(name) for name in ("commit", "weights")},
             **{name: value for name, value in record["protocol"].items() if name not in MAY_DIFFER},
             **{
                 f"{row['name']}: {name}": value
-                for row in record["benchmarks"]
+                for row in benchmarks
                 if row["name"] in shared
                 for name, value in row.items()
                 if name not in ("limit", "title", "group")
             },
+            "kl_view (which follows from views)": record.get("kl_view") or there.get("kl_view") or settings["kl_view"],
         }
 
-    before, now = compared(there), compared(settings)
+    before, now = compared(there, held), compared(settings, settings["benchmarks"])
     for name in now:
         if before.get(name) != now[name]:
             advice = f", or re-grade it: --from_answers {folder} --grader {now[name]}" if name == "grader" else ""
@@ -311,6 +322,17 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
                 f"{folder} holds an evaluation with another {name}: {before.get(name)!r}, not {now[name]!r}. "
                 f"Choose another --output_dir{advice}, or delete the folder."
             )
+    joined = {"kl_view": settings["kl_view"] or there.get("kl_view")}
+    if others := [row for row in held if row["name"] not in asked]:
+        joined["held"] = others
+    return settings | joined
+
+
+def _asked_for(answers: list[Answer], settings: dict[str, Any]) -> list[Answer]:
+    """The answers that results follow from: a transcript may hold more, of earlier benchmarks, views or a larger k."""
+    names, protocol = {row["name"] for row in settings["benchmarks"]}, settings["protocol"]
+    counts = {view: protocol["k" if view == CLEAN else "view_k"] for view in protocol["views"]}
+    return [a for a in answers if a.benchmark in names and a.sample < counts.get(a.view, 0)]
 
 
 def _content(file: Path) -> str | None:
@@ -340,3 +362,17 @@ def _read(file: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ConfigError(f"{file} is damaged: delete it, or choose another --output_dir.")
     return content
+
+
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of an evaluation folder; None where it has none. Raises ConfigError for what lacks their parts."""
+    settings = _read(folder / SETTINGS)
+    if settings is not None:
+        benchmarks = settings.get("benchmarks")
+        named = isinstance(benchmarks, list) and all(isinstance(row, dict) and "name" in row for row in benchmarks)
+        if not named or not all(isinstance(settings.get(part), dict) for part in ("model", "protocol")):
+            raise ConfigError(
+                f"{folder / SETTINGS} is damaged (it lacks model, benchmarks or protocol): delete it, or choose another "
+                "--output_dir."
+            )
+    return settings

@@ -124,9 +124,7 @@ def begun(folder: Path) -> bool:
     return any(folder.glob("answers*.jsonl"))
 
 
-def _ordered(
-    folder: Path, places: dict[tuple[str, str], int], tasks: list[Task], protocol: Protocol
-) -> list[Answer]:
+def _ordered(folder: Path, places: dict[tuple[str, str], int], tasks: list[Task], protocol: Protocol) -> list[Answer]:
     """The finished transcript in its order; whatever else it holds, of other benchmarks or views, stays behind that."""
     names = {task.name: place for place, task in enumerate(tasks)}
     views = {view: place for place, view in enumerate(protocol.views)}
