@@ -95,7 +95,9 @@ def answer(
     skipped: set[Skipped] = set()
     places = {(task.name, f"{task.rows[index]['id']}"): index for task in tasks for index in range(len(task))}
     answered = {key.benchmark for key in known if key.view == CLEAN and (key.benchmark, key.id) in places}
-    bar = tqdm(total=total, unit=" answers", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    bar = tqdm(
+        total=total, unit=" answers", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=0.5
+    )
     for unit in units:
         bar.set_description(f"{unit.task.name}, {unit.view}", refresh=False)
         rows = [unit.task.rows[index] for index in unit.rows]
