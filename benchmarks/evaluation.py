@@ -57,7 +57,7 @@ def main() -> None:
                 ReadyEngine(texts), torch.nn.Identity(), processor, [task], protocol, accelerator, Path(folder)
             )
             answered = time.perf_counter()
-            settings = describe({"name": "ready"}, [benchmark], protocol, None, 1)
+            settings = describe({"name": "ready"}, [benchmark], protocol, None, {}, 1)
             results = finish(Path(folder), answers, settings, skipped, say=None)
             done = time.perf_counter()
         print(

@@ -110,6 +110,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
     benchmarks = select(request.benchmarks, columns=request.columns, split=request.split)
     check_sees(model.place, model.revision, "MODEL")
     accelerator = Accelerator()
+    pixels = _pixel_limits(request, model.recipe)
     with accelerator.main_process_first():  # what is downloaded is downloaded once
         rows = {benchmark.name: load(benchmark, request.limit) for benchmark in benchmarks}
         processor, network = _load(model, request, limits)
@@ -125,8 +126,8 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
         "weights": fingerprint(Path(model.place)),
         "base": model.recipe.get("model_name_or_path"),
     }
-    settings = describe(identity, benchmarks, request.protocol, request.limit, accelerator.num_processes)
-    settings |= {"dtype": f"{network.dtype}".removeprefix("torch."), "pixels": [request.min_pixels, request.max_pixels]}
+    inputs = {"dtype": f"{network.dtype}".removeprefix("torch."), "pixels": pixels}
+    settings = describe(identity, benchmarks, request.protocol, request.limit, inputs, accelerator.num_processes)
     folder = request.output_dir or model.folder
     settings = _joined(folder, settings)
     accelerator.wait_for_everyone()  # everyone has read it before it changes
@@ -222,18 +223,24 @@ def _load(model: Model, request: Request, limits: dict[str, Any]) -> tuple[Any, 
         raise ConfigError(f"MODEL: {model.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
-def _pixel_limits(request: Request, recipe: dict[str, Any]) -> dict[str, Any]:
+def _pixel_limits(request: Request, recipe: dict[str, Any]) -> list[int] | None:
+    """[least, most] pixels of an image; None: the processor's own limits."""
     least = request.min_pixels or recipe.get("min_pixels")
     most = request.max_pixels or recipe.get("max_pixels")
     if (least is None) != (most is None):
         raise ConfigError("min_pixels and max_pixels go together: set both, or neither.")
     if least is not None and not 0 < least <= most:
         raise ConfigError(f"min_pixels: {least} must be at least 1 and at most max_pixels: {most}.")
-    return {} if least is None else {"size": {"shortest_edge": least, "longest_edge": most}}
+    return None if least is None else [least, most]
 
 
 def describe(
-    model: dict[str, Any], benchmarks: list[Benchmark], protocol: Protocol, limit: int | None, processes: int
+    model: dict[str, Any],
+    benchmarks: list[Benchmark],
+    protocol: Protocol,
+    limit: int | None,
+    inputs: dict[str, Any],
+    processes: int,
 ) -> dict[str, Any]:
     """settings.json: enough to do the same again, and to see whether two evaluations can be compared."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
@@ -258,6 +265,7 @@ def describe(
         ],
         "protocol": asdict(protocol) | {"views": list(protocol.views)},
         "kl_view": protocol.kl_view,
+        **inputs,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": package_versions(),
         "hardware": f"{processes} × {device}",

@@ -35,6 +35,7 @@ class HeldOut:
     benchmark: Benchmark
     task: Task
     protocol: Protocol
+    pixels: list[int] | None  # least and most of an image; None: the processor's own limits
 
     @classmethod
     def of(cls, config: TrainConfig) -> HeldOut | None:
@@ -69,7 +70,8 @@ class HeldOut:
             max_tokens=config.max_tokens_per_micro_batch,
         )
         task = Task(benchmark.name, rows, config.eval_problems, benchmark.prompt_suffix, sampling)
-        return cls(benchmark, task, protocol)
+        pixels = None if config.min_pixels is None else [config.min_pixels, config.max_pixels]
+        return cls(benchmark, task, protocol, pixels)
 
     def examples(self, processor: Any, count: int = 16) -> list[Prompt]:
         """The usable ones among the first `count` problems, in both views; of a run that masks nothing, none."""
@@ -102,8 +104,9 @@ class HeldOut:
         if accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
             model = {"name": f"{'/'.join(run.absolute().parts[-2:])}, {when} training", "base": base}
+            inputs = {"dtype": f"{policy.dtype}".removeprefix("torch."), "pixels": self.pixels}
             limit = self.task.limit
-            settings = describe(model, [self.benchmark], self.protocol, limit, accelerator.num_processes)
+            settings = describe(model, [self.benchmark], self.protocol, limit, inputs, accelerator.num_processes)
             write(folder / SETTINGS, settings)
         accelerator.wait_for_everyone()
         answers, skipped = answer(engine, policy, processor, [self.task], self.protocol, accelerator, folder)
