@@ -106,14 +106,13 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
     if request.limit is not None and request.limit < 1:
         raise ConfigError(f"limit: {request.limit} must be at least 1.")
     model = find_model(request.model, request.revision)
-    limits = _pixel_limits(request, model.recipe)
+    pixels = _pixel_limits(request, model.recipe)
     benchmarks = select(request.benchmarks, columns=request.columns, split=request.split)
     check_sees(model.place, model.revision, "MODEL")
     accelerator = Accelerator()
-    pixels = _pixel_limits(request, model.recipe)
     with accelerator.main_process_first():  # what is downloaded is downloaded once
         rows = {benchmark.name: load(benchmark, request.limit) for benchmark in benchmarks}
-        processor, network = _load(model, request, limits)
+        processor, network = _load(model, request, pixels)
     network = network.eval().requires_grad_(False).to(accelerator.device)
 
     benchmarks = [
@@ -209,10 +208,11 @@ def _suffix(benchmark: Benchmark, request: Request, recipe: dict[str, Any]) -> s
     return trained_with if benchmark.group == "local" and trained_with is not None else benchmark.prompt_suffix
 
 
-def _load(model: Model, request: Request, limits: dict[str, Any]) -> tuple[Any, torch.nn.Module]:
+def _load(model: Model, request: Request, pixels: list[int] | None) -> tuple[Any, torch.nn.Module]:
     """(processor, network). Raises ConfigError where files are missing or an option does not fit the model."""
+    size = {} if pixels is None else {"size": dict(zip(("shortest_edge", "longest_edge"), pixels, strict=True))}
     try:
-        processor = load_processor(model.place, revision=model.revision, padding_side="left", **limits)
+        processor = load_processor(model.place, revision=model.revision, padding_side="left", **size)
         return processor, AutoModelForImageTextToText.from_pretrained(
             model.place,
             revision=model.revision,
