@@ -381,6 +381,8 @@ def quickstart_command() -> int:
     print(
         f"\nThe run is in {run}: open README.md, figures/overview.png, samples.md.\nNext:\n"
         "  accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/tiny/grpo.yaml\n"
+        "  papo-hub compare runs/tiny/papo_g/evaluation/before runs/tiny/papo_g                  # which answers changed\n"
+        "  papo-hub evaluate runs/tiny/papo_g                                                    # how much does it look?\n"
         "  papo-hub push runs/tiny/papo_g OWNER/NAME --tag v1.0 --dry_run                        # what would go to the Hub\n"
         "  papo-hub train recipes/tiny/papo_g.yaml --gamma 0.3 --output_dir runs/tiny/too_much   # watch it hack the KL\n"
         "  papo-hub train recipes/qwen2_5_vl_3b/papo_g.yaml --dry_run                            # the same, at full size"
