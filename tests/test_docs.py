@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ from papo_hub import (
 )
 from papo_hub.batch import Batch, Completion, Prompt
 from papo_hub.config import TrainConfig
-from papo_hub.evaluation import runner
+from papo_hub.evaluation import training
+from papo_hub.evaluation.answers import Answer
+from papo_hub.evaluation.results import tabulate
 from papo_hub.objectives import PAPO_G, Counts, Logprobs, Objective, Weights
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import decoding
@@ -114,15 +117,17 @@ def test_every_logged_name_is_documented_once_and_nothing_else():
 
 
 def test_every_field_of_an_evaluation_is_documented():
-    function = next(
-        node
-        for node in ast.walk(ast.parse(Path(runner.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and node.name == "measure"
-    )
-    returned = next(node for node in ast.walk(function) if isinstance(node, ast.Return))
-    written = {key.value for node in ast.walk(returned) if isinstance(node, ast.Dict) for key in node.keys}
-    documented = {row[0].strip("`") for row in rows(text("metrics.md"), "field")}
-    assert documented == written | {"when"}
+    answers = [
+        Answer("own", id, view, 0, 1, "0", "2", "", None, 0.0, 0.0, 1, True, 0.5, {"dependence": level, "kind": level})
+        for id, level in (("a", "high"), ("b", "high"), ("c", "low"))
+        for view in ("clean", "mask-0.6")
+    ]
+    entry = {"name": "own", "title": "Own", "group": "local"}
+    found = tabulate(answers, {"benchmarks": [entry], "protocol": {"views": ["clean", "mask-0.6"]}})
+    summary = training._summary(found["rows"])
+    assert {(row["view"], row["group"]) for row in summary} == set(product(("clean", "masked"), ("all", "high", "low")))
+    documented = [name for row in rows(text("metrics.md"), "field") for name in re.findall(r"`(\w+)`", row[0])]
+    assert all(sorted(["when", *row]) == sorted(documented) for row in summary)
 
 
 # --- what is named ----------------------------------------------------------------------------------------------------

@@ -453,16 +453,16 @@ def test_the_worked_examples_are_right(name, modules_in):
 
 
 def test_the_python_of_the_document_runs(modules_in):
-    text = (ROOT / "docs/evaluation_metrics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 3
     names: dict = {}
     for block in blocks:
-        exec(compile(block, "docs/evaluation_metrics.md", "exec"), names)
+        exec(compile(block, "docs/evaluation.md", "exec"), names)
 
 
 def test_the_document_names_every_result(loaded):
-    text = (ROOT / "docs/evaluation_metrics.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     rows = ROWS | {"perception_kl": [1.0] * 4, "tokens": [1] * 4}
     for metric, inputs in [(case[0], case[2]) for case in CASES if case[1] is None and case[2] is not ROWS] + [
         (VisionDependency, rows)
