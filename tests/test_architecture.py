@@ -24,7 +24,7 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split(
 
 # Libraries beyond the standard one: the lowest layer, or the only rooms, that may use them.
 LIBRARIES = {
-    "torch": 0, "numpy": 0, "PIL": 0, "math_verify": 0, "sympy": 0, "latex2sympy2_extended": 0, "yaml": 0,
+    "torch": 0, "numpy": 0, "PIL": 0, "math_verify": 0, "sympy": 0, "latex2sympy2_extended": 0, "yaml": 0, "mathruler": 0,
     "transformers": 1, "tokenizers": 1, "datasets": 2, "sklearn": 2, "safetensors": 3, "accelerate": 3, "matplotlib": 3,
     "jinja2": 3, "tqdm": 3, "huggingface_hub": 5,
 }  # fmt: skip

@@ -135,7 +135,8 @@ def test_every_field_of_an_evaluation_is_documented():
 PLACES = (objectives, config, data, experience, images, logprobs, masking, plugins, rewards, rollout, trainer)
 PLACES += (head, prefix_attention, shared_prefix, decoding)
 OTHERS = {"Prompt": Prompt, "Batch": Batch, "Completion": Completion, "derived_generator": derived_generator}
-FILES = {"metrics.jsonl", "evaluation.json", "skipped_rows.jsonl", "provenance.json"}
+FILES = {"metrics.jsonl", "evaluation.json", "evaluation/before/", "evaluation/after/"}
+FILES |= {"skipped_rows.jsonl", "provenance.json"}
 WORDS = {"step", "null"}
 
 
