@@ -83,13 +83,22 @@ def find_model(name: str, revision: str | None = None) -> Model:
                     f"The run {path} has no model yet: its training is not over. Finish it (--resume_from_checkpoint "
                     f"latest), or name one of its checkpoints, {path}/checkpoints/*."
                 )
-            recipe = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            return Model(f"{path / 'model'}", None, label, path / "evaluation" / "final", recipe or {})
+            return Model(f"{path / 'model'}", None, label, path / "evaluation" / "final", _recipe(path / "config.yaml"))
         raise ConfigError(f"{path} is neither a model (config.json) nor a run (config.yaml).")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII) or name.startswith("."):
         raise ConfigError(f"There is no model or run at {name!r}, and it is no Hub id (OWNER/NAME) either.")
     label = name + (f"@{revision}" if revision else "")
     return Model(name, revision, label, Path("evaluations", re.sub(r"[^\w.-]", "--", label)))
+
+
+def _recipe(file: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{file} is damaged, so how its model was trained is unknown: name {file.parent / 'model'}.")
+    return recipe
 
 
 def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:

@@ -49,7 +49,11 @@ def kill(process):
 
 
 def lines(folder):
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("answers*.jsonl"))
+    count = 0
+    for file in folder.glob("answers*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):  # merged in the meantime
+            count += file.read_bytes().count(b"\n")
+    return count
 
 
 @pytest.fixture(scope="module")
