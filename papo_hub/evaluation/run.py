@@ -312,6 +312,7 @@ def _joined(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"{folder} holds {FILE} without {SETTINGS}: choose another --output_dir, or delete the folder."
         )
+    read_answers(folder)  # a line that is no answer ends it here, with nothing changed
     asked = {row["name"] for row in settings["benchmarks"]}
     held = there["benchmarks"] + there.get("held", [])
     shared = asked & {row["name"] for row in held}
