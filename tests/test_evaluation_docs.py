@@ -211,6 +211,10 @@ def test_every_command_is_accepted(command, monkeypatch):
     else:
         code = cli.main(words[1:])
     assert code == 0 and len(asked) == 1
+    allowed = {"--config_file", "--output"} if "compare" in words else {"--config_file", *options()}
+    assert [word for word in words if word.startswith("--") and word not in allowed] == [], "an abbreviation"
+    if isinstance(asked[0], Request):
+        run._pixel_limits(asked[0], {})
     for name in getattr(asked[0], "benchmarks", ()):
         assert name in GROUPS or name in BENCHMARKS or name == "problems.parquet", name
 
