@@ -141,7 +141,9 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(ask, tmp_path, whole, pla
     assert (tmp_path / FILE).read_bytes() == whole and len(answers) == ANSWERS
     assert sum(count for _, count in asked) == ANSWERS - written  # what was on disk is not asked for again
     assert [file.name for file in tmp_path.iterdir()] == [FILE]
-    assert ask(tmp_path)[1] == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "encode", None)  # nor is it read again
+        assert ask(tmp_path)[1] == []
     assert (tmp_path / FILE).read_bytes() == whole
 
 
@@ -174,6 +176,14 @@ def test_more_samples_leave_what_is_there_and_ask_for_whole_problems(ask, tmp_pa
     (fewer, _), asked = ask(tmp_path / "grown", TASKS[:1], replace(PROTOCOL, k=2))
     assert asked == [] and fewer == [a for a in fresh if a.view != "clean" or a.sample < 2]
     assert len(read_answers(tmp_path / "grown")) == len(fresh)  # fewer are used, none is lost
+
+
+def test_what_is_there_stands_even_where_it_would_now_come_out_otherwise(ask, tmp_path, monkeypatch):
+    """As the last digits of a sum do with what else is decoded beside it."""
+    (first, _), _ = ask(tmp_path, TASKS[:1])
+    monkeypatch.setattr(runner, "visual_dependence", lambda *given: tuple(x * 1.000001 for x in dependence(*given)))
+    (grown, _), _ = ask(tmp_path, TASKS[:1], replace(PROTOCOL, k=8))
+    assert all(answer in grown for answer in first) and len(grown) == len(first) + 4 * 5
 
 
 def test_another_view_or_benchmark_asks_for_that_alone(ask, tmp_path):
@@ -254,8 +264,24 @@ def test_rows_that_are_all_bad_end_with_the_first_reason(ask, tmp_path, mixed):
         ask(tmp_path / "out", [TASKS[1], bad])
     (kept, _), asked = ask(tmp_path / "out", TASKS[1:])
     assert len(kept) == 3 * 8 and asked == []  # what the others got is there
+    behind = replace(mixed, rows=Rows(mixed.rows.table[1:], mixed.rows.root))
+    ask(tmp_path / "out", [behind])
     with pytest.raises(DataError, match="no row of mixed can be used"):  # good rows there are, but behind the limit
-        ask(tmp_path / "out", [replace(mixed, rows=Rows(mixed.rows.table[1:], mixed.rows.root), limit=2)])
+        ask(tmp_path / "out", [replace(behind, limit=2)])
+
+
+def test_rows_that_only_another_view_can_show_are_no_evaluation(ask, tmp_path, monkeypatch):
+    usual = runner.seen
+
+    def seen(images, view, id, patch_size):
+        if view == "clean":
+            raise UnusableRow("not that one")
+        return usual(images, view, id, patch_size)
+
+    monkeypatch.setattr(runner, "seen", seen)
+    for _ in range(2):  # the second time there are answers to the blank views
+        with pytest.raises(DataError, match="no row of digits can be used for evaluation; the first reason: not that"):
+            ask(tmp_path, TASKS[:1])
 
 
 def test_a_row_that_one_view_alone_can_show_is_answered_there_and_skipped_once(ask, tmp_path, monkeypatch):
