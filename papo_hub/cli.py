@@ -215,6 +215,7 @@ _COLUMNS = ("problem", "answer", "images")
 def _evaluation_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="papo-hub evaluate",
+        allow_abbrev=False,
         description="A model on benchmarks: every answer on disk, avg@k with intervals, and how much the model looks. "
         "An interrupted evaluation goes on where it was. Also under accelerate launch: recipes/evaluate.py.",
     )

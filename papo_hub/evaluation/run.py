@@ -35,6 +35,7 @@ from papo_hub.rollout import Sampling, TransformersEngine
 from papo_hub.tracking import package_versions
 
 SETTINGS, RESULTS = "settings.json", "results.json"
+NUMERICS = ("dtype", "mixed_precision", "attn_implementation", "pixels")
 MAY_DIFFER = ("k", "view_k", "views", "max_tokens")  # of a protocol, between runs that fill one transcript
 
 
@@ -134,8 +135,8 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
         "weights": fingerprint(Path(model.place)),
         "base": model.recipe.get("model_name_or_path"),
     }
-    inputs = {"dtype": f"{network.dtype}".removeprefix("torch."), "pixels": pixels}
-    settings = describe(identity, benchmarks, request.protocol, request.limit, inputs, accelerator.num_processes)
+    numerics = describe_numerics(network, accelerator, pixels)
+    settings = describe(identity, benchmarks, request.protocol, request.limit, numerics, accelerator.num_processes)
     folder = request.output_dir or model.folder
     settings = _joined(folder, settings)
     accelerator.wait_for_everyone()  # everyone has read it before it changes
@@ -243,12 +244,20 @@ def _pixel_limits(request: Request, recipe: dict[str, Any]) -> list[int] | None:
     return None if least is None else [least, most]
 
 
+def describe_numerics(policy: torch.nn.Module, accelerator: Accelerator, pixels: list[int] | None) -> dict[str, Any]:
+    """What of model and machine can move an answer: `NUMERICS` of settings.json."""
+    dtype = f"{policy.dtype}".removeprefix("torch.")
+    return dict(
+        zip(NUMERICS, (dtype, accelerator.mixed_precision, policy.config._attn_implementation, pixels), strict=True)
+    )
+
+
 def describe(
     model: dict[str, Any],
     benchmarks: list[Benchmark],
     protocol: Protocol,
     limit: int | None,
-    inputs: dict[str, Any],
+    numerics: dict[str, Any],
     processes: int,
 ) -> dict[str, Any]:
     """settings.json: enough to do the same again, and to see whether two evaluations can be compared."""
@@ -274,7 +283,7 @@ def describe(
         ],
         "protocol": asdict(protocol) | {"views": list(protocol.views)},
         "kl_view": protocol.kl_view,
-        **inputs,
+        **numerics,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": package_versions(),
         "hardware": f"{processes} × {device}",
@@ -319,7 +328,7 @@ def _joined(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     def compared(record: dict[str, Any], benchmarks: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            **{name: record.get(name) for name in ("dtype", "pixels")},
+            **{name: record.get(name) for name in NUMERICS},
             **{f"model {name}": record["model"].get(name) for name in ("commit", "weights")},
             **{name: value for name, value in record["protocol"].items() if name not in MAY_DIFFER},
             **{

@@ -17,7 +17,7 @@ from papo_hub.config import TrainConfig
 from papo_hub.data import UnusableRow, check_row, encode, special_tokens
 from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load, select
 from papo_hub.evaluation.protocol import Protocol
-from papo_hub.evaluation.run import SETTINGS, describe, finish, write
+from papo_hub.evaluation.run import SETTINGS, describe, describe_numerics, finish, write
 from papo_hub.evaluation.runner import Task, answer
 from papo_hub.evaluation.views import CLEAN, mask_generator, mask_ratio, mask_view
 from papo_hub.masking import RandomPatchMask
@@ -104,9 +104,9 @@ class HeldOut:
         if accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
             model = {"name": f"{'/'.join(run.absolute().parts[-2:])}, {when} training", "base": base}
-            inputs = {"dtype": f"{policy.dtype}".removeprefix("torch."), "pixels": self.pixels}
+            numerics = describe_numerics(policy, accelerator, self.pixels)
             limit = self.task.limit
-            settings = describe(model, [self.benchmark], self.protocol, limit, inputs, accelerator.num_processes)
+            settings = describe(model, [self.benchmark], self.protocol, limit, numerics, accelerator.num_processes)
             write(folder / SETTINGS, settings)
         accelerator.wait_for_everyone()
         answers, skipped = answer(engine, policy, processor, [self.task], self.protocol, accelerator, folder)
