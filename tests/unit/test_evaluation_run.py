@@ -439,6 +439,8 @@ def test_grading_anew_changes_verdicts_where_the_graders_differ(tmp_path):
     assert clean["group"] == "tiny" and (folder / "report.md").exists()
     again = contents(folder)
     assert regrade(source, "mathruler", say=quiet) == folder and contents(folder) == again
+    with pytest.raises(ConfigError, match="choose another --output_dir"):
+        regrade(folder, "math", folder, say=quiet)  # not over what it reads, whatever that is
     back = regrade(folder, "math", tmp_path / "back", say=quiet)
     assert read_answers(back) == HAND
 
