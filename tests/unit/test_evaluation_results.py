@@ -22,8 +22,8 @@ RIGHT = {
     "mathvista": {"clean": (2, 2, 1), "mask-0.6": (2, 0, 1), "blank": (2, 2, 0)},
 }
 KIND = {"a": "sum", "b": "sum", "c": "evens"}
-SAID = {"a": "1 2", "b": "9 9", "c": "5 6"}  # what an answer claims to have read; b is misread
-READING = {"a": "1 2", "b": "3 4", "c": "5 6"}
+SAID = {"a": "1 2", "b": "9 9", "c": "1 2"}  # what an answer claims to have read; b is misread
+READING = {"a": "1 2", "b": "3 4", "c": "1 2"}
 
 
 def answers():
@@ -147,3 +147,4 @@ def test_problems_with_unequal_numbers_of_answers_share_the_smaller_k():
     assert (row["k"], row["problems"], row["answers"]) == (1, 3, 5)
     assert row["accuracy"] == 0.5  # problems weigh equally, not answers
     assert row["pass_at_k"] == 0.5  # of one answer: the accuracy
+    assert row["majority_at_k"] == pytest.approx(2 / 3)  # of sample 0, wherever its line stands: right, right, wrong
