@@ -74,14 +74,14 @@ class DigitRows:
         image = Image.fromarray(np.concatenate(tiles, axis=1).astype(np.uint8)).convert("RGB")
         hints = " ".join(str(digits[i]) if i in places else "?" for i in range(PLACES))
         reading = " ".join(map(str, digits))
+        tags = {"kind": kind, "dependence": str(dependence), "reading": reading}
         return {
             "id": f"digits-{self.split}-{index}",
             "problem": f"<image>{kind}: {hints}",
             "answer": answer,
             "images": [image],
-            "kind": kind,
-            "dependence": str(dependence),
-            "reading": reading,
+            **tags,
+            "tags": tags,  # the solution is none
             "solution": f"<think> {reading}</think> \\boxed{{{answer}}}",
         }
 

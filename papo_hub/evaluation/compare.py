@@ -310,7 +310,7 @@ def _subsets(problems: list[Problem], a: ByProblem, b: ByProblem) -> dict[str, l
     return {
         f"{name}: {value}": keys
         for name, values in sorted(tags.items())
-        if name != READING and 1 < len(values) <= MOST_VALUES
+        if name != READING and 1 < len(values) <= min(MOST_VALUES, len(problems) - 1)  # one problem each: no group
         for value, keys in sorted(values.items())
     }
 

@@ -36,7 +36,9 @@ from papo_hub.tracking import package_versions
 
 SETTINGS, RESULTS = "settings.json", "results.json"
 NUMERICS = ("dtype", "mixed_precision", "attn_implementation", "pixels")
-MAY_DIFFER = ("k", "view_k", "views", "max_tokens")  # of a protocol, between runs that fill one transcript
+# Of a protocol, between runs that fill one transcript. Another batch size can move an answer by its last digits, but who
+# has run out of memory must be able to go on.
+MAY_DIFFER = ("k", "view_k", "views", "batch_size", "max_tokens")
 
 
 @dataclass(frozen=True)

@@ -209,8 +209,8 @@ def test_the_table_fits_a_terminal_and_cannot_write_to_it(tmp_path):
     assert max(map(len, text.splitlines()[1:])) <= 100
     assert re.search(r"^  kind: y{23}…  ", text, re.MULTILINE)
     # The columns of the first row: problems, A, B, difference, interval, p, wins/ties/losses.
-    line = next(line for line in text.splitlines() if line.endswith("2/0/0"))
-    assert line.split()[-8:-2] == ["2", "0.0", "100.0", "+100.0", "[+100.0,", "+100.0]"]
+    line = next(line for line in text.splitlines() if line.endswith("3/0/0"))
+    assert line.split()[-8:-2] == ["3", "0.0", "100.0", "+100.0", "[+100.0,", "+100.0]"]
 
 
 # --- what can be compared ---------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_rows_are_true(split):
         assert accuracy_reward(row["solution"], row["answer"]) == format_reward(row["solution"]) == 1.0
         (image,) = row["images"]
         assert image.size == (PLACES * TILE, TILE) and image.mode == "RGB"
-        assert check_row(row).tags["dependence"] == row["dependence"]
+        assert check_row(row).tags == {name: row[name] for name in ("kind", "dependence", "reading")}
 
 
 def test_shares():

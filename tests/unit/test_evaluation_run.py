@@ -148,7 +148,6 @@ def test_two_evaluations_of_one_seed_agree_and_of_another_differ(request_of, don
         ({"protocol": replace(PROTOCOL, top_p=0.9)}, "another top_p: 1.0, not 0.9"),
         ({"protocol": replace(PROTOCOL, mask_patch_size=7)}, "another mask_patch_size: 14, not 7"),
         ({"protocol": replace(PROTOCOL, max_completion_length=7)}, "another max_completion_length: 6, not 7"),
-        ({"protocol": replace(PROTOCOL, batch_size=8)}, "another batch_size: 64, not 8"),
         ({"protocol": replace(PROTOCOL, grader="mathruler")}, "or re-grade it: --from_answers {} --grader mathruler"),
         (
             {"protocol": replace(PROTOCOL, views=("clean", "mask-0.9"))},
