@@ -202,8 +202,8 @@ def test_the_same_evaluation_twice_differs_in_nothing(tmp_path):
 
 def test_the_table_fits_a_terminal_and_cannot_write_to_it(tmp_path):
     evil = "\x1b[31mred\u202e"
-    tags = [{"kind": evil if i else "y" * 60} for i in range(2)]
-    a, b = ([answers(f"{i}", [v], evil, tags=tags[i]) for i in range(2)] for v in (0, 1))
+    tags = [{"kind": evil if i else "y" * 60} for i in range(3)]
+    a, b = ([answers(f"{i}", [v], evil, tags=tags[i]) for i in range(3)] for v in (0, 1))
     text = compared(tmp_path, a, b, model=f"{evil}\nB is better", grader=evil).text
     assert all(char.isprintable() or char == "\n" for char in text)
     assert max(map(len, text.splitlines()[1:])) <= 100
