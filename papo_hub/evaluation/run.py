@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from transformers import AutoModelForImageTextToText
 
 from papo_hub.card import fingerprint, write_benchmark_results, write_entry
@@ -35,6 +37,7 @@ from papo_hub.rollout import Sampling, TransformersEngine
 from papo_hub.tracking import package_versions
 
 SETTINGS, RESULTS = "settings.json", "results.json"
+PATIENCE = timedelta(days=2)  # of a process for the others; the backends' own is 10 to 30 minutes
 NUMERICS = ("dtype", "mixed_precision", "attn_implementation", "pixels")
 # Of a protocol, between runs that fill one transcript. Another batch size can move an answer by its last digits, but who
 # has run out of memory must be able to go on.
@@ -121,7 +124,8 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
     pixels = _pixel_limits(request, model.recipe)
     benchmarks = select(request.benchmarks, columns=request.columns, split=request.split)
     check_sees(model.place, model.revision, "MODEL")
-    accelerator = Accelerator()
+    # Shares of the work differ by hours on a full benchmark; who has finished waits. A process that dies ends the launch.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     with accelerator.main_process_first():  # what is downloaded is downloaded once
         rows = {benchmark.name: load(benchmark, request.limit) for benchmark in benchmarks}
         processor, network = _load(model, request, pixels)
