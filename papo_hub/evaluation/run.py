@@ -252,10 +252,8 @@ def _pixel_limits(request: Request, recipe: dict[str, Any]) -> list[int] | None:
 
 def describe_numerics(policy: torch.nn.Module, accelerator: Accelerator, pixels: list[int] | None) -> dict[str, Any]:
     """What of model and machine can move an answer: `NUMERICS` of settings.json."""
-    dtype = f"{policy.dtype}".removeprefix("torch.")
-    return dict(
-        zip(NUMERICS, (dtype, accelerator.mixed_precision, policy.config._attn_implementation, pixels), strict=True)
-    )
+    dtype, attention = f"{policy.dtype}".removeprefix("torch."), policy.config._attn_implementation
+    return dict(zip(NUMERICS, (dtype, accelerator.mixed_precision, attention, pixels), strict=True))
 
 
 def describe(

@@ -101,6 +101,8 @@ class HeldOut:
         What an earlier start of the run left there is of another policy, and goes.
         """
         folder = run / "evaluation" / when
+        # Without its wrapper, whose forward pass waits for the other processes: each has its own number of passes.
+        policy = accelerator.unwrap_model(policy)
         if accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
             model = {"name": f"{'/'.join(run.absolute().parts[-2:])}, {when} training", "base": base}
