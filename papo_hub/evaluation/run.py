@@ -378,7 +378,7 @@ def write(file: Path, content: Any) -> None:
     """Written aside and renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"partial-{file.name}")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     aside.replace(file)
 
 

@@ -533,3 +533,19 @@ def test_a_run_that_masks_nothing_is_measured_on_the_clean_view(fast_config):
     assert held_out.protocol.views == ("clean",) and held_out.protocol.kl_view is None
     assert held_out.examples(None) == []
     assert HeldOut.of(fast_config(eval_dataset_name=None)) is None
+
+
+def test_text_that_no_file_can_hold_does_not_lose_an_evaluation(tmp_path):
+    """Half of a surrogate pair: JSON may carry it, UTF-8 may not."""
+    half = "\ud800"
+    Transcript(tmp_path / "a").append(
+        Answer(
+            benchmark=f"b{half}", id=f"{i}{half}", view="clean", sample=0, seed=1, prompt="0", answer=f"1{half}",
+            response=rf"\boxed{{1}}{half}", extracted="1", verdict=1.0, format=1.0, tokens=3, finished=True,
+            tags={"kind": f"{half}{i % 2}", "reading": half},
+        )
+        for i in range(4)
+    )  # fmt: skip
+    folder = regrade(tmp_path / "a", "math", say=quiet)
+    rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["problems"] for row in rows] == [4, 2, 2] and (folder / "report.md").is_file()
