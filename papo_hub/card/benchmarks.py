@@ -15,6 +15,7 @@ from papo_hub.config import is_repository_id
 
 RESULTS = Path("evaluation", "final", "results.json")  # of a run
 ENTRY = "model-index.yaml"
+PLACE = ".eval_results"
 OURS = "measured by papo_hub"  # in the notes of every result for the Hub
 PARTS = (".safetensors", "config.json", "tokenizer.json", "chat_template.jinja")
 
@@ -88,8 +89,11 @@ def model_index(results: dict[str, Any]) -> list[EvalResult]:
 def write_benchmark_results(results: dict[str, Any], folder: Path) -> list[Path]:
     """Write `folder`/.eval_results/BENCHMARK.yaml for each benchmark that is a Hub dataset and was measured whole.
 
-    Its task is the split. Returns the files.
+    Its task is the split. Returns the files. Those of an earlier call are removed first.
     """
+    for file in Path(folder, PLACE).glob("*.yaml"):
+        if OURS in file.read_text(encoding="utf-8"):
+            file.unlink()
     written = []
     for row in _clean(results) if results else []:
         entry = _entry(results, row)
@@ -103,11 +107,17 @@ def write_benchmark_results(results: dict[str, Any], folder: Path) -> list[Path]
             date=results["settings"].get("started"),
             notes=f"{_how(results)}, {row['problems']} problems, {OURS}",
         )
-        file = Path(folder, ".eval_results", f"{entry['name']}.yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(_yaml(eval_result_entries_to_yaml([found])), encoding="utf-8")
-        written.append(file)
+        written.append(write_result(found, folder, entry["name"]))
     return written
+
+
+def write_result(entry: EvalResultEntry, folder: Path, name: str) -> Path:
+    """Write `folder`/.eval_results/NAME.yaml; returns it."""
+    file = Path(folder, PLACE, f"{name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+    file.write_text(content, encoding="utf-8")
+    return file
 
 
 def write_entry(results: dict[str, Any], folder: Path) -> Path:
@@ -145,7 +155,3 @@ def _how(results: dict[str, Any]) -> str:
     parts += [f"{name.replace('_', '-')} {protocol[name]:g}" for name in ("temperature", "top_p") if name in protocol]
     parts += [f"graded by {words(protocol['grader'])}"] if "grader" in protocol else []
     return ", ".join(parts)
-
-
-def _yaml(content: Any) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry
 
-from papo_hub.card.benchmarks import OURS, benchmark_results, write_benchmark_results
+from papo_hub.card.benchmarks import OURS, benchmark_results, write_benchmark_results, write_result
 from papo_hub.card.escape import plain
 from papo_hub.card.files import hub_ids, recipe
 from papo_hub.figures import read_evaluation
@@ -81,22 +80,16 @@ def write_eval_results(run: Path, folder: Path) -> list[Path]:
         FileNotFoundError: the run has no config.yaml.
         ValueError: a file of the run does not hold what its name says.
     """
-    run, place = Path(run), Path(folder) / ".eval_results"
+    run = Path(run)
     config = recipe(run)
     data = hub_ids(config.get("eval_dataset_name"), run) if config.get("eval_problems") is None else []
     found = _headlines(run)
-    for file in place.glob("*.yaml"):
-        if OURS in file.read_text(encoding="utf-8"):
-            file.unlink()
     written = write_benchmark_results(benchmark_results(run), folder)
     for name, (_, task) in HEADLINES.items():
-        file, row = place / f"{name}.yaml", found.get(name, {})
+        row = found.get(name, {})
         if data and percent(row) is not None:
             entry = EvalResultEntry(data[0], task, percent(row), notes=_notes(row, config))
-            place.mkdir(parents=True, exist_ok=True)
-            content = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
-            file.write_text(content, encoding="utf-8")
-            written.append(file)
+            written.append(write_result(entry, folder, name))
     return written
 
 

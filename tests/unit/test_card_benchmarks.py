@@ -9,7 +9,14 @@ from huggingface_hub._eval_results import parse_eval_result_entries
 from safetensors.torch import save_file
 from torch import zeros
 
-from papo_hub.card import check_card, fingerprint, write_card, write_entry, write_eval_results
+from papo_hub.card import (
+    check_card,
+    fingerprint,
+    write_benchmark_results,
+    write_card,
+    write_entry,
+    write_eval_results,
+)
 from papo_hub.card.benchmarks import benchmark_results, benchmark_table
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -141,3 +148,12 @@ def test_a_hostile_title_stays_text(run):
     evaluated(run, title="a | b <script>\n# c")
     card = write_card(run)
     assert "<script>" not in card.read_text() and check_card(card) == []
+
+
+def test_what_holds_no_longer_does_not_stay(tmp_path):
+    """An evaluation folder whose command was given again, now with a limit."""
+    assert len(write_benchmark_results(measured(), tmp_path)) == 1
+    limited = measured()
+    limited["settings"]["benchmarks"][0]["limit"] = 50
+    assert write_benchmark_results(limited, tmp_path) == []
+    assert list((tmp_path / ".eval_results").iterdir()) == []
