@@ -18,15 +18,14 @@ from papo_hub.card.escape import plain
 from papo_hub.config import ConfigError
 from papo_hub.evaluation.answers import Answer, read_answers
 from papo_hub.evaluation.page import p_value, points, write_page
+from papo_hub.evaluation.subsets import READING, subsets
 from papo_hub.evaluation.views import BLANK, CLEAN
 from papo_hub.metrics.perception_error.perception_error import classify
 from papo_hub.statistics import paired_difference, paired_macro
 
 MEAN = "mean of the benchmarks"
 SIGNIFICANCE = 0.05
-MOST_VALUES = 8  # of a tag that makes subsets; one with more names things rather than groups them
 MOST_FLIPS = 10
-READING = "reading"  # the tag that holds what the image really shows
 # What must be the same for a difference to be the models' own; the seed need not.
 PROTOCOL = ("k", "temperature", "top_p", "grader")
 DATA = ("dataset", "split", "commit", "content", "columns", "prompt_suffix", "max_completion_length")
@@ -184,7 +183,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Comparison:
             rows.append(_accuracy(answers_a, answers_b, only))
         rows += [
             _accuracy(answers_a, answers_b, {name: keys}, subset)
-            for subset, keys in _subsets(problems, clean_a, clean_b).items()
+            for subset, keys in subsets({key: clean_b[key][0].tags | clean_a[key][0].tags for key in problems}).items()
         ]
         rows += _error_rows(name, problems, clean_a, clean_b)
         rows += _view_rows(answers_a, answers_b, only)
@@ -299,20 +298,6 @@ def _view_rows(
         if len(accuracy) > (1 if shared else 0):
             rows += [_row(accuracy, "accuracy", view), _row(gap, "gap", view)]
     return rows
-
-
-def _subsets(problems: list[Problem], a: ByProblem, b: ByProblem) -> dict[str, list[Problem]]:
-    """Problems by the values of each tag that groups them, "tag: value" → problems."""
-    tags: dict[str, dict[str, list[Problem]]] = defaultdict(lambda: defaultdict(list))
-    for key in problems:
-        for name, value in (b[key][0].tags | a[key][0].tags).items():
-            tags[name][value].append(key)
-    return {
-        f"{name}: {value}": keys
-        for name, values in sorted(tags.items())
-        if name != READING and 1 < len(values) <= min(MOST_VALUES, len(problems) - 1)  # one problem each: no group
-        for value, keys in sorted(values.items())
-    }
 
 
 def _error_rows(name: str, problems: list[Problem], a: ByProblem, b: ByProblem) -> list[Row]:

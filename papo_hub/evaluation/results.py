@@ -15,14 +15,13 @@ import numpy as np
 from papo_hub.evaluation.answers import Answer
 from papo_hub.evaluation.benchmarks import GROUPS
 from papo_hub.evaluation.runner import Skipped
+from papo_hub.evaluation.subsets import READING, subsets
 from papo_hub.evaluation.views import CLEAN
 from papo_hub.metrics.avg_at_k.avg_at_k import average_at_k, majority_at_k, pass_at_k
 from papo_hub.metrics.perception_error.perception_error import classify, perception_errors
 from papo_hub.metrics.vision_dependency.vision_dependency import vision_dependency
 from papo_hub.statistics import bootstrap_macro, bootstrap_mean, standard_error
 
-READING = "reading"  # the tag that says what the image really shows
-MOST_SUBSETS = 8  # values of a tag by which results are given apart; more would group nothing
 Problems = dict[str, list[Answer]]  # id → its answers, in the order of their samples
 
 
@@ -46,7 +45,7 @@ def tabulate(answers: list[Answer], settings: dict[str, Any], skipped: Iterable[
         name, views = entry["name"], found[entry["name"]]
         about = {"benchmark": name, "title": entry["title"], "group": entry["group"]}
         for view in sorted(views, key=list(settings["protocol"]["views"]).index):
-            rows += [about | {"view": view, "subset": subset} | _row(part) for subset, part in _subsets(views[view])]
+            rows += [about | {"view": view, "subset": subset} | _row(part) for subset, part in _parts(views[view])]
         dependency[name] = _dependency(views)
         if kinds := _kinds(views[CLEAN]):
             errors[name] = perception_errors(kinds)
@@ -90,16 +89,11 @@ def _row(problems: Problems) -> dict[str, Any]:
     }
 
 
-def _subsets(problems: Problems) -> Iterable[tuple[str, Problems]]:
-    """All problems, and those of each value of each tag that takes a few."""
+def _parts(problems: Problems) -> Iterable[tuple[str, Problems]]:
+    """All problems, and those of each value of each tag that groups them."""
     yield "all", problems
-    tags: dict[str, dict[str, Problems]] = defaultdict(lambda: defaultdict(dict))
-    for id, answers in problems.items():
-        for tag, value in answers[0].tags.items():
-            tags[tag][value][id] = answers
-    for tag, values in sorted(tags.items()):
-        if tag != READING and 2 <= len(values) <= min(MOST_SUBSETS, len(problems) - 1):  # one problem each: no group
-            yield from ((f"{tag}: {value}", values[value]) for value in sorted(values))
+    for name, ids in subsets({id: answers[0].tags for id, answers in problems.items()}).items():
+        yield name, {id: problems[id] for id in ids}
 
 
 def _dependency(views: dict[str, Problems]) -> dict[str, Any]:
