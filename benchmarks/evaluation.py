@@ -21,8 +21,9 @@ from papo_hub.batch import Completion
 from papo_hub.data import Rows
 from papo_hub.evaluation.benchmarks import Benchmark
 from papo_hub.evaluation.protocol import Protocol
-from papo_hub.evaluation.run import describe, finish
+from papo_hub.evaluation.run import finish
 from papo_hub.evaluation.runner import Task, answer
+from papo_hub.evaluation.settings import describe
 from papo_hub.modeling.tiny import tiny_processor
 
 

@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from papo_hub.config import ConfigError, help_text, is_repository_id, load_config, parse_overrides
 from papo_hub.resources import resource
 from papo_hub.version import __version__
+
+_COLUMNS = ("problem", "answer", "images")  # of every row
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,7 +110,7 @@ def push_dataset_command(arguments: list[str]) -> int:
     parser.add_argument("--split", nargs="+", default=["train"], help="splits of the source (default: train)")
     parser.add_argument("--limit", type=int, help="only the first so many rows of each split")
     parser.add_argument("--source_revision", help="branch, tag or commit of a source on the Hub")
-    for name in ("problem", "answer", "images"):
+    for name in _COLUMNS:
         parser.add_argument(f"--{name}_column", default=name, help=f"the source's name for {name}")
     parser.add_argument("--text_columns", nargs="+", default=[], help="further columns of text to keep")
     parser.add_argument("--license", help="as the Hub spells it, e.g. cc-by-4.0 (default: unknown)")
@@ -130,7 +133,7 @@ def push_dataset_command(arguments: list[str]) -> int:
             chosen.source,
             chosen.folder or Path("datasets", chosen.repo_id),
             splits=chosen.split,
-            columns={name: getattr(chosen, f"{name}_column") for name in ("problem", "answer", "images")},
+            columns={name: getattr(chosen, f"{name}_column") for name in _COLUMNS},
             revision=chosen.source_revision,
             limit=chosen.limit,
             tags=chosen.text_columns,
@@ -187,29 +190,19 @@ def evaluate_command(arguments: list[str]) -> int:
         if chosen.from_answers:
             regrade(chosen.from_answers, chosen.grader or Protocol.grader, chosen.output_dir)
             return
-        given = {name: getattr(chosen, name) for name in _PROTOCOL if getattr(chosen, name) is not None}
+        options = vars(chosen)
+        given = {f.name: options[f.name] for f in fields(Protocol) if options.get(f.name) is not None}
         if given.get("temperature") == 0:
             given = {"k": 1} | given
         given.setdefault("view_k", max(given.get("k", Protocol.k) // 4, 1))
         if "views" in given:
             given["views"] = tuple(given["views"])
-        request = Request(
-            chosen.model,
-            tuple(chosen.benchmarks),
-            Protocol(**given),
-            columns={name: column for name in _COLUMNS if (column := getattr(chosen, f"{name}_column"))},
-            **{name: getattr(chosen, name) for name in _REQUEST},
-        )
-        evaluate(request)
+        asked = {f.name: options[f.name] for f in fields(Request) if f.name in options}
+        asked["benchmarks"] = tuple(chosen.benchmarks)
+        asked["columns"] = {name: column for name in _COLUMNS if (column := options[f"{name}_column"])}
+        evaluate(Request(protocol=Protocol(**given), **asked))
 
     return _guarded(run)
-
-
-_PROTOCOL = ("k", "view_k", "views", "temperature", "top_p", "max_completion_length", "max_prompt_length", "seed")
-_PROTOCOL += ("grader", "batch_size", "max_tokens")
-_REQUEST = ("revision", "output_dir", "limit", "split", "prompt_suffix", "min_pixels", "max_pixels", "dtype")
-_REQUEST += ("attn_implementation",)
-_COLUMNS = ("problem", "answer", "images")
 
 
 def _evaluation_parser() -> argparse.ArgumentParser:

@@ -65,12 +65,21 @@ def package_versions() -> dict[str, str | None]:
 def provenance(config: TrainConfig, num_processes: int) -> dict[str, Any]:
     """What made this run: versions, commit, command, hardware."""
     versions = {name: version or "not installed" for name, version in package_versions().items()}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    found = circumstances(num_processes)
     return {
         "versions": {"python": platform.python_version()} | versions,
         "commit": _commit(),
+        **found,
+        "hardware": f"{found['hardware']}, {torch.get_num_threads()} threads a process",
+    }
+
+
+def circumstances(num_processes: int) -> dict[str, str]:
+    """The command, the hardware, and when it was started (UTC)."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
+    return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "hardware": f"{num_processes} × {device}, {torch.get_num_threads()} threads a process",
+        "hardware": f"{num_processes} × {device}",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

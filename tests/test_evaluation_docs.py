@@ -14,6 +14,7 @@ from PIL import Image
 
 from papo_hub import batch, cli, metrics, rewards, statistics
 from papo_hub.evaluation import compare, dependence, report, run
+from papo_hub.evaluation import settings as settings_module
 from papo_hub.evaluation.answers import FILE, Answer, parse
 from papo_hub.evaluation.benchmarks import BENCHMARKS, GROUPS
 from papo_hub.evaluation.protocol import Protocol
@@ -109,7 +110,7 @@ def test_every_setting_is_documented(folder, tmp_path):
     documented = set(named("setting"))
     assert len(named("setting")) == len(documented)
     assert documented == found | {"held[]"}
-    assert '"held"' in Path(run.__file__).read_text(encoding="utf-8")
+    assert '"held"' in Path(settings_module.__file__).read_text(encoding="utf-8")
 
 
 def test_every_file_of_the_folder_is_documented(folder):

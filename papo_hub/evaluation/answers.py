@@ -156,13 +156,23 @@ def merge(folder: Path, order: Callable[[Answer], Any] | None = None) -> list[An
         return []
     answers = read_answers(folder)
     answers = sorted(answers, key=order) if order else answers
-    aside = folder / f"partial-{FILE}"
-    aside.write_text("".join(answer.to_json() + "\n" for answer in answers), encoding="utf-8")
-    aside.replace(folder / FILE)
+    replace_file(folder / FILE, "".join(answer.to_json() + "\n" for answer in answers))
     for file in files:
         if file.name != FILE:
             file.unlink()
     return answers
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Written aside and renamed: whoever reads finds the old text or the new one, whole."""
+    aside = file.with_name(f"partial-{file.name}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)
+
+
+def begun(folder: Path) -> bool:
+    """Whether the folder holds answers, of any process."""
+    return bool(_files(folder))
 
 
 def _files(folder: Path) -> list[Path]:

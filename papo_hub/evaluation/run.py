@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import re
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,26 +17,31 @@ from transformers import AutoModelForImageTextToText
 
 from papo_hub.card import fingerprint, write_benchmark_results, write_entry
 from papo_hub.config import ConfigError
-from papo_hub.evaluation.answers import FILE, Answer, Transcript, read_answers
-from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load, select
+from papo_hub.evaluation.answers import FILE, Answer, Transcript, begun, read_answers
+from papo_hub.evaluation.benchmarks import Benchmark, load, select
 from papo_hub.evaluation.protocol import Protocol, check_grader
 from papo_hub.evaluation.report import summary, write_report
 from papo_hub.evaluation.results import tabulate
-from papo_hub.evaluation.runner import Skipped, Task, answer, begun
+from papo_hub.evaluation.runner import Skipped, Task, answer
+from papo_hub.evaluation.settings import (
+    SETTINGS,
+    describe,
+    describe_numerics,
+    joined,
+    read,
+    read_settings,
+    settings_of,
+    write,
+)
 from papo_hub.evaluation.views import CLEAN
 from papo_hub.hub.cache import read_commit
 from papo_hub.modeling import load_processor
 from papo_hub.preparation import check_sees
 from papo_hub.rewards import accuracy_rewards, last_boxed
 from papo_hub.rollout import Sampling, TransformersEngine
-from papo_hub.tracking import package_versions
 
-SETTINGS, RESULTS = "settings.json", "results.json"
+RESULTS = "results.json"
 PATIENCE = timedelta(days=2)  # of a process for the others; the backends' own is 10 to 30 minutes
-NUMERICS = ("dtype", "mixed_precision", "attn_implementation", "pixels")
-# Of a protocol, between runs that fill one transcript. Another batch size can move an answer by its last digits, but who
-# has run out of memory must be able to go on.
-MAY_DIFFER = ("k", "view_k", "views", "batch_size", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
     numerics = describe_numerics(network, accelerator, pixels)
     settings = describe(identity, benchmarks, request.protocol, request.limit, numerics, accelerator.num_processes)
     folder = request.output_dir or model.folder
-    settings = _joined(folder, settings)
+    settings = joined(folder, settings)
     accelerator.wait_for_everyone()  # everyone has read it before it changes
     if accelerator.is_main_process:
         write(folder / SETTINGS, settings)
@@ -175,7 +175,7 @@ def regrade(source: Path, grader: str, output_dir: Path | None = None, say: Call
     check_grader(grader)
     home = (source if source.is_dir() else source.parent).resolve()
     answers = read_answers(source)
-    settings = _read_settings(home) or _settings_of(answers)
+    settings = read_settings(home) or settings_of(answers)
     answers = _asked_for(answers, settings)
     if not any(answer.view == CLEAN for answer in answers):
         raise ConfigError(f"{source} holds no answer to a clean image: name an answers.jsonl that does, or its folder.")
@@ -186,14 +186,14 @@ def regrade(source: Path, grader: str, output_dir: Path | None = None, say: Call
         for answer, verdict in zip(answers, verdicts, strict=True)
     ]
     folder = output_dir or home.with_name(f"{home.name}-{grader}")
-    if folder.resolve() == home or begun(folder) and "regraded_from" not in (_read_settings(folder) or {}):
+    if folder.resolve() == home or begun(folder) and "regraded_from" not in (read_settings(folder) or {}):
         raise ConfigError(f"{folder} holds answers of a model, which would be lost: choose another --output_dir.")
     (folder / FILE).unlink(missing_ok=True)
     Transcript(folder).append(graded)
     write(folder / SETTINGS, settings)
     changed = sum(a.verdict != b.verdict for a, b in zip(answers, graded, strict=True))
     say(f"{len(graded)} answers graded anew by {grader}: {changed} verdicts changed.")
-    skipped = [Skipped(**row) for row in (_read(home / RESULTS) or {}).get("skipped", [])]
+    skipped = [Skipped(**row) for row in (read(home / RESULTS) or {}).get("skipped", [])]
     finish(folder, graded, settings, skipped, say)
     return folder
 
@@ -250,160 +250,8 @@ def _pixel_limits(request: Request, recipe: dict[str, Any]) -> list[int] | None:
     return None if least is None else [least, most]
 
 
-def describe_numerics(policy: torch.nn.Module, accelerator: Accelerator, pixels: list[int] | None) -> dict[str, Any]:
-    """What of model and machine can move an answer: `NUMERICS` of settings.json."""
-    dtype, attention = f"{policy.dtype}".removeprefix("torch."), policy.config._attn_implementation
-    return dict(zip(NUMERICS, (dtype, accelerator.mixed_precision, attention, pixels), strict=True))
-
-
-def describe(
-    model: dict[str, Any],
-    benchmarks: list[Benchmark],
-    protocol: Protocol,
-    limit: int | None,
-    numerics: dict[str, Any],
-    processes: int,
-) -> dict[str, Any]:
-    """settings.json: enough to do the same again, and to see whether two evaluations can be compared."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    return {
-        "model": model,
-        "benchmarks": [
-            {
-                "name": benchmark.name,
-                "title": benchmark.title,
-                "group": benchmark.group,
-                "dataset": benchmark.dataset,
-                "split": benchmark.split,
-                "revision": benchmark.revision,
-                "commit": read_commit(benchmark.dataset, benchmark.revision, "dataset"),
-                "content": _content(Path(benchmark.dataset)),
-                "limit": limit,
-                "columns": dict(benchmark.columns),
-                "prompt_suffix": benchmark.prompt_suffix,
-                "max_completion_length": protocol.max_completion_length or benchmark.max_completion_length,
-            }
-            for benchmark in benchmarks
-        ],
-        "protocol": asdict(protocol) | {"views": list(protocol.views)},
-        "kl_view": protocol.kl_view,
-        **numerics,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": package_versions(),
-        "hardware": f"{processes} × {device}",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _settings_of(answers: list[Answer]) -> dict[str, Any]:
-    """What a transcript tells by itself."""
-    names, views = (list(dict.fromkeys(getattr(answer, name) for answer in answers)) for name in ("benchmark", "view"))
-    counts = {
-        name: 1 + max((answer.sample for answer in answers if (answer.view == CLEAN) == clean), default=0)
-        for name, clean in (("k", True), ("view_k", False))
-    }
-    return {
-        "model": {"name": "a model that the transcript does not name"},
-        "benchmarks": [
-            {"name": name, "title": name, "group": "local"}
-            if name not in BENCHMARKS
-            else {"name": name, "title": BENCHMARKS[name].title, "group": BENCHMARKS[name].group}
-            for name in names
-        ],
-        "protocol": counts | {"views": views},
-        "versions": package_versions(),
-    }
-
-
-def _joined(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, with what the folder holds already: benchmarks that are not asked for now, and the view that its
-    perception KL is of. Raises ConfigError rather than mix answers that were got differently."""
-    there = _read_settings(folder)
-    if not begun(folder):
-        return settings
-    if there is None:
-        raise ConfigError(
-            f"{folder} holds {FILE} without {SETTINGS}: choose another --output_dir, or delete the folder."
-        )
-    read_answers(folder)  # a line that is no answer ends it here, with nothing changed
-    asked = {row["name"] for row in settings["benchmarks"]}
-    held = there["benchmarks"] + there.get("held", [])
-    shared = asked & {row["name"] for row in held}
-
-    def compared(record: dict[str, Any], benchmarks: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            **{name: record.get(name) for name in NUMERICS},
-            **{f"model {name}": record["model"].get(name) for name in ("commit", "weights")},
-            **{name: value for name, value in record["protocol"].items() if name not in MAY_DIFFER},
-            **{
-                f"{row['name']}: {name}": value
-                for row in benchmarks
-                if row["name"] in shared
-                for name, value in row.items()
-                if name not in ("limit", "title", "group")
-            },
-            "kl_view (which follows from views)": record.get("kl_view") or there.get("kl_view") or settings["kl_view"],
-        }
-
-    before, now = compared(there, held), compared(settings, settings["benchmarks"])
-    for name in now:
-        if before.get(name) != now[name]:
-            advice = f", or re-grade it: --from_answers {folder} --grader {now[name]}" if name == "grader" else ""
-            raise ConfigError(
-                f"{folder} holds an evaluation with another {name}: {before.get(name)!r}, not {now[name]!r}. "
-                f"Choose another --output_dir{advice}, or delete the folder."
-            )
-    joined = {"kl_view": settings["kl_view"] or there.get("kl_view")}
-    if others := [row for row in held if row["name"] not in asked]:
-        joined["held"] = others
-    return settings | joined
-
-
 def _asked_for(answers: list[Answer], settings: dict[str, Any]) -> list[Answer]:
     """The answers that results follow from: a transcript may hold more, of earlier benchmarks, views or a larger k."""
     names, protocol = {row["name"] for row in settings["benchmarks"]}, settings["protocol"]
     counts = {view: protocol["k" if view == CLEAN else "view_k"] for view in protocol["views"]}
     return [a for a in answers if a.benchmark in names and a.sample < counts.get(a.view, 0)]
-
-
-def _content(file: Path) -> str | None:
-    """A hash of a local data file."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-
-
-def write(file: Path, content: Any) -> None:
-    """Written aside and renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"partial-{file.name}")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(file)
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """Raises ConfigError for a file that does not hold what it should."""
-    if not file.exists():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{file} is damaged ({error}): delete it, or choose another --output_dir.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} is damaged: delete it, or choose another --output_dir.")
-    return content
-
-
-def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of an evaluation folder; None where it has none. Raises ConfigError for what lacks their parts."""
-    settings = _read(folder / SETTINGS)
-    if settings is not None:
-        benchmarks = settings.get("benchmarks")
-        named = isinstance(benchmarks, list) and all(isinstance(row, dict) and "name" in row for row in benchmarks)
-        if not named or not all(isinstance(settings.get(part), dict) for part in ("model", "protocol")):
-            raise ConfigError(
-                f"{folder / SETTINGS} is damaged (it lacks model, benchmarks or protocol): delete it, or choose another "
-                "--output_dir."
-            )
-    return settings

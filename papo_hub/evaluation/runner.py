@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from papo_hub.batch import Prompt, Sample
 from papo_hub.data import PROMPT_SUFFIX, DataError, Rows, UnusableRow, chat_text, check_row, encode, special_tokens
-from papo_hub.evaluation.answers import Answer, Key, Transcript, digest, merge, read_answers
+from papo_hub.evaluation.answers import Answer, Key, Transcript, begun, digest, merge, read_answers
 from papo_hub.evaluation.dependence import visual_dependence
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.views import CLEAN, seen
@@ -119,11 +119,6 @@ def answer(
             reason = next((row.reason for row in unusable if row.benchmark == task.name), "it has none")
             raise DataError(f"no row of {task.name} can be used for evaluation; the first reason: {reason}")
     return (_ordered(folder, places, tasks, protocol), unusable) if accelerator.is_main_process else ([], [])
-
-
-def begun(folder: Path) -> bool:
-    """Whether the folder holds answers, of any process."""
-    return any(folder.glob("answers*.jsonl"))
 
 
 def _ordered(folder: Path, places: dict[tuple[str, str], int], tasks: list[Task], protocol: Protocol) -> list[Answer]:

@@ -17,8 +17,9 @@ from papo_hub.config import TrainConfig
 from papo_hub.data import UnusableRow, check_row, encode, special_tokens
 from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load, select
 from papo_hub.evaluation.protocol import Protocol
-from papo_hub.evaluation.run import SETTINGS, describe, describe_numerics, finish, write
+from papo_hub.evaluation.run import finish
 from papo_hub.evaluation.runner import Task, answer
+from papo_hub.evaluation.settings import SETTINGS, describe, describe_numerics, write
 from papo_hub.evaluation.views import CLEAN, mask_generator, mask_ratio, mask_view
 from papo_hub.masking import RandomPatchMask
 from papo_hub.preparation import columns, prompt_suffix

@@ -17,7 +17,8 @@ from papo_hub.data import check_row, encode
 from papo_hub.digits import DigitRows
 from papo_hub.evaluation.answers import FILE, Answer, Transcript, read_answers
 from papo_hub.evaluation.protocol import Protocol
-from papo_hub.evaluation.run import Request, _joined, evaluate, find_model, regrade
+from papo_hub.evaluation.run import Request, evaluate, find_model, regrade
+from papo_hub.evaluation.settings import joined
 from papo_hub.evaluation.training import HeldOut
 from papo_hub.evaluation.views import mask_ratio, mask_view, seen
 from papo_hub.modeling import load_processor
@@ -180,7 +181,7 @@ def test_another_model_or_other_data_are_refused(request_of, copied, tiny_model_
     changed = json.loads(json.dumps(settings))
     changed["benchmarks"][1]["content"] = "0" * 16
     with pytest.raises(ConfigError, match="another mine: content"):
-        _joined(copied, changed)
+        joined(copied, changed)
 
 
 def test_fewer_views_and_benchmarks_leave_a_record_of_the_rest(request_of, copied):
