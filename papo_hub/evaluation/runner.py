@@ -93,22 +93,23 @@ def answer(
     policy.eval()
     total = sum(len(unit.rows) * protocol.samples(unit.view) for unit in units)
     skipped: set[Skipped] = set()
-    places = {(task.name, f"{task.rows[index]['id']}"): index for task in tasks for index in range(len(task))}
+    ids = {task.name: [f"{task.rows[index]['id']}" for index in range(len(task))] for task in tasks}
+    places = {(name, id): index for name, found in ids.items() for index, id in enumerate(found)}
     answered = {key.benchmark for key in known if key.view == CLEAN and (key.benchmark, key.id) in places}
     bar = tqdm(
         total=total, unit=" answers", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=0.5
     )
     for unit in units:
         bar.set_description(f"{unit.task.name}, {unit.view}", refresh=False)
-        rows = [unit.task.rows[index] for index in unit.rows]
         count = protocol.samples(unit.view)
-        if any(key not in known for row in rows for key in _keys(unit, f"{row['id']}", count)):
+        if any(key not in known for index in unit.rows for key in _keys(unit, ids[unit.task.name][index], count)):
+            rows = [unit.task.rows[index] for index in unit.rows]
             prompts = list(_prompts(rows, unit, processor, forbidden, protocol, skipped))
             answered.update(unit.task.name for _ in prompts if unit.view == CLEAN)
             if any(key not in known for prompt in prompts for key in _keys(unit, prompt.sample.id, count)):
                 new = _answer(engine, policy, processor, unit, prompts, protocol, accelerator)
                 transcript.append(answer for answer in new if answer.key not in known)
-        bar.update(len(rows) * count)
+        bar.update(len(unit.rows) * count)
     bar.close()
     policy.train(was_training)
     reasons = {(row.benchmark, row.id): row for row in sorted(gather_object(list(skipped)), key=astuple, reverse=True)}
