@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -372,8 +373,10 @@ def quickstart_command() -> int:
         if code := _launch("train.py", "tiny/papo_g.yaml", "--resume_from_checkpoint", "latest"):
             return code
     print(before_after_table(run))
+    # `make` runs this from an environment that the user's shell need not know.
+    first = "" if shutil.which("papo-hub") else f"  source {os.path.relpath(Path(sys.prefix, 'bin/activate'))}\n"
     print(
-        f"\nThe run is in {run}: open README.md, figures/overview.png, samples.md.\nNext:\n"
+        f"\nThe run is in {run}: open README.md, figures/overview.png, samples.md.\nNext:\n{first}"
         "  accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train.py --config recipes/tiny/grpo.yaml\n"
         "  papo-hub compare runs/tiny/papo_g/evaluation/before runs/tiny/papo_g                  # which answers changed\n"
         "  papo-hub evaluate runs/tiny/papo_g                                                    # how much does it look?\n"
