@@ -127,11 +127,12 @@ def test_close_waits_for_nothing():
 
 
 PROGRAM = """
-import multiprocessing, operator, sys, time
+import multiprocessing, operator, signal, sys, time
 import torch
 from workers import WorkerPool
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background inherits it ignored
     pool = WorkerPool(operator.call, 2)
     print(torch.get_num_threads(), pool.submit(torch.get_num_threads).result())
     futures = [pool.submit(time.sleep, 0.2 if sys.argv[1] == "killed" else 100) for _ in range(1000)]
