@@ -41,7 +41,7 @@ from papo_hub.report import export_model, finish_run
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.tracking import RunLog, trackers
 
-OPTIONAL = ("perception_kl", "masked_entropy", "reference_kl")  # what an algorithm may do without
+OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl")  # what an algorithm may do without
 
 
 class TrainingDiverged(RuntimeError):
@@ -237,4 +237,6 @@ def reduced(accelerator: PapoAccelerator, batch: Batch, sums: dict[str, Tensor])
             means[f"objective/{name}"] = total / max(all_tokens, 1)
         else:
             means[name] = total / max(completions, 1)
+    if (square := means.pop("objective/perception_kl_squared", None)) is not None:
+        means["objective/perception_kl_variance"] = max(square - means["objective/perception_kl"] ** 2, 0.0)
     return means

@@ -178,6 +178,7 @@ class Objective:
                 logged["reference_kl"] = _reference_kl(x, w)
             if x.masked is not None:
                 logged["perception_kl"] = _perception_kl(x, w)
+                logged["perception_kl_squared"] = logged["perception_kl"].square()
                 logged["masked_entropy"] = _masked_entropy(x, w)
             sums = {name: reduce.token_mean(values, mask, 1) for name, values in logged.items()}
         return loss, sums

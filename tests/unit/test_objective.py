@@ -182,6 +182,7 @@ def test_logged_sums_by_hand():
         "clip_fraction_low": 1.0,  # the third
         "reference_kl": 2 * k,
         "perception_kl": 2 * k,
+        "perception_kl_squared": 2 * k**2,
         "masked_entropy": 4 - 2 * ln2,
     }
     assert {name: value.item() for name, value in sums.items()} == pytest.approx(expected, abs=1e-12)
