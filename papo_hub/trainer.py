@@ -41,7 +41,12 @@ from papo_hub.report import export_model, finish_run
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.tracking import RunLog, trackers
 
-OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl")  # what an algorithm may do without
+OPTIONAL = (
+    "perception_kl",
+    "perception_kl_variance",
+    "masked_entropy",
+    "reference_kl",
+)  # what an algorithm may do without
 
 
 class TrainingDiverged(RuntimeError):
@@ -232,11 +237,12 @@ def reduced(accelerator: PapoAccelerator, batch: Batch, sums: dict[str, Tensor])
     stacked = torch.stack([value.detach().float().to(accelerator.device) for value in values])
     *totals, all_tokens, completions = accelerator.reduce(stacked, "sum").tolist()
     means = dict.fromkeys((f"objective/{name}" for name in OPTIONAL), None)  # null where not computed
-    for name, total in zip([*sums, *per_completion], totals, strict=True):
-        if name in sums:
-            means[f"objective/{name}"] = total / max(all_tokens, 1)
-        else:
-            means[name] = total / max(completions, 1)
-    if (square := means.pop("objective/perception_kl_squared", None)) is not None:
-        means["objective/perception_kl_variance"] = max(square - means["objective/perception_kl"] ** 2, 0.0)
-    return means
+    found = dict(zip([*sums, *per_completion], totals, strict=True))
+    for name in per_completion:
+        means[name] = found[name] / max(completions, 1)
+    for name in sums:
+        found[name] /= max(all_tokens, 1)
+    if "perception_kl" in sums:
+        variance = found.pop("perception_kl_squared") - found["perception_kl"] ** 2
+        means["objective/perception_kl_variance"] = max(variance, 0.0)
+    return means | {f"objective/{name}": value for name, value in found.items() if name in sums}

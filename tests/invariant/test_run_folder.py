@@ -17,7 +17,10 @@ from papo_hub.trainer import train
 
 KEYS = {"step", "tokens/completion", "optim/grad_norm", "optim/lr"}
 KEYS |= {f"reward/{name}" for name in ("mean", "accuracy", "format")}
-KEYS |= {f"objective/{name}" for name in ("perception_kl", "perception_kl_variance", "reference_kl", "entropy", "masked_entropy")}
+KEYS |= {
+    f"objective/{name}"
+    for name in ("perception_kl", "perception_kl_variance", "reference_kl", "entropy", "masked_entropy")
+}
 KEYS |= {f"objective/clip_fraction_{side}" for side in ("high", "low")}
 KEYS |= {f"time/{name}" for name in ("rollout", "score", "update")}
 
