@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, load_rows, stream_rows
 from papo_hub.digits import DigitRows
 from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
-from papo_hub.modeling import load_processor
+from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm
 from papo_hub.plugins import PerceptionPlugin
 from papo_hub.stream import PromptStream
 from papo_hub.tracking import provenance
@@ -26,9 +26,11 @@ def check_model(config: TrainConfig) -> None:
 
 
 def check_sees(name_or_path: str, revision: str | None, key: str) -> None:
-    """Refuse what is no vision-language model; `key` is what the user calls it. Raises ConfigError."""
+    """Refuse what is no vision-language model, or not only numbers; `key` is what the user calls it. Raises ConfigError."""
     try:
-        model_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        model_config = check_model_files(name_or_path, revision=revision)
+    except UntrustedModel as error:
+        raise ConfigError(f"{key}: {error}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{key}: no model at {name_or_path!r}: {str(error).splitlines()[0]} "
@@ -122,13 +124,19 @@ def pixel_limits(config: TrainConfig) -> dict[str, Any]:
 def load_model(
     config: TrainConfig, checkpoint: Path | None = None, dtype: torch.dtype | None = None
 ) -> torch.nn.Module:
-    """The model of the recipe, or that of a checkpoint, in the recipe's dtype unless another is given."""
-    model = AutoModelForImageTextToText.from_pretrained(
-        checkpoint or config.model_name_or_path,
-        revision=None if checkpoint else config.model_revision,
-        dtype=dtype or getattr(torch, config.dtype),
-        attn_implementation=config.attn_implementation,
-    )
+    """The model of the recipe, or that of a checkpoint, in the recipe's dtype unless another is given.
+
+    Raises ConfigError where its weights are no safetensors.
+    """
+    try:
+        model = load_vlm(
+            checkpoint or config.model_name_or_path,
+            revision=None if checkpoint else config.model_revision,
+            dtype=dtype or getattr(torch, config.dtype),
+            attn_implementation=config.attn_implementation,
+        )
+    except UntrustedModel as error:
+        raise ConfigError(f"{'resume_from_checkpoint' if checkpoint else 'model_name_or_path'}: {error}") from None
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     return model

@@ -9,17 +9,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText
 
 from papo_hub.batch import Completion, Prompt, pad_completions
 from papo_hub.config import ConfigError, key
 from papo_hub.data import check_row, encode, load_rows
 from papo_hub.digits import DigitRows
-from papo_hub.modeling import load_processor
+from papo_hub.modeling import load_processor, load_vlm
 from papo_hub.modeling.tiny import build_tiny
 from papo_hub.objectives import reduce
 from papo_hub.plugins import global_counts, syncing
-from papo_hub.preparation import columns, prompt_suffix
+from papo_hub.preparation import check_sees, columns, prompt_suffix
 from papo_hub.randomness import derived_generator
 from papo_hub.shared_prefix import shared_prefix_logprobs
 
@@ -56,7 +55,7 @@ def warm_up(config: WarmupConfig) -> Path:
     """Train, and write a plain model folder with its processor. Runs on every rank. Returns the folder.
 
     Raises:
-        ConfigError: a batch that does not divide among the processes, or data without solutions.
+        ConfigError: a batch that does not divide among the processes, data without solutions, or no model to start from.
     """
     accelerator = Accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -69,8 +68,9 @@ def warm_up(config: WarmupConfig) -> Path:
         if accelerator.is_main_process:
             build_tiny(start, config.seed)
         accelerator.wait_for_everyone()
+    check_sees(str(start), None, "model_name_or_path")
     processor = load_processor(start)
-    model = AutoModelForImageTextToText.from_pretrained(start, dtype=torch.float32)
+    model = load_vlm(start, dtype=torch.float32)
     examples = _examples(config, processor)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)

@@ -13,7 +13,6 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from transformers import AutoModelForImageTextToText
 
 from papo_hub.card import fingerprint, write_benchmark_results, write_entry
 from papo_hub.config import ConfigError
@@ -35,7 +34,7 @@ from papo_hub.evaluation.settings import (
 )
 from papo_hub.evaluation.views import CLEAN
 from papo_hub.hub.cache import read_commit
-from papo_hub.modeling import load_processor
+from papo_hub.modeling import load_processor, load_vlm
 from papo_hub.preparation import check_sees
 from papo_hub.rewards import accuracy_rewards, last_boxed
 from papo_hub.rollout import Sampling, TransformersEngine
@@ -229,7 +228,7 @@ def _load(model: Model, request: Request, pixels: list[int] | None) -> tuple[Any
     size = {} if pixels is None else {"size": dict(zip(("shortest_edge", "longest_edge"), pixels, strict=True))}
     try:
         processor = load_processor(model.place, revision=model.revision, padding_side="left", **size)
-        return processor, AutoModelForImageTextToText.from_pretrained(
+        return processor, load_vlm(
             model.place,
             revision=model.revision,
             dtype=request.dtype,

@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_papo import PapoConfig
+from .loading import UntrustedModel, check_model_files, load_vlm, read_config
 from .modeling_papo import PapoForConditionalGeneration
 from .processing_papo import PapoProcessor, load_processor
 
@@ -13,4 +14,12 @@ AutoProcessor.register(PapoConfig, PapoProcessor)
 PapoConfig.register_for_auto_class()
 PapoForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
-__all__ = ["PapoConfig", "PapoForConditionalGeneration", "load_processor"]
+__all__ = [
+    "PapoConfig",
+    "PapoForConditionalGeneration",
+    "UntrustedModel",
+    "check_model_files",
+    "load_processor",
+    "load_vlm",
+    "read_config",
+]

@@ -16,6 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from .configuration_papo import PERCEPTION_FIELDS, PapoConfig
+from .loading import load_vlm
 
 logger = logging.get_logger(__name__)
 
@@ -43,7 +44,9 @@ class PapoForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: PapoConfig, vlm: PreTrainedModel | None = None):
         super().__init__(config)
-        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config) if vlm is None else vlm
+        self.vlm = (
+            AutoModelForImageTextToText.from_config(config.vlm_config, trust_remote_code=False) if vlm is None else vlm
+        )
         self.post_init()
 
     @classmethod
@@ -59,6 +62,7 @@ class PapoForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 for a folder or an id, what `AutoModelForImageTextToText.from_pretrained` takes.
 
         Raises:
+            UntrustedModel, a ValueError: as `load_vlm`.
             ValueError: the checkpoint does not hold exactly the model's weights (the message names the keys), is
                 already a PAPO one, or a perception field is out of range.
             TypeError: loading options were given along with a loaded model.
@@ -87,6 +91,11 @@ class PapoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if recorded:  # one record, in PapoConfig
             delattr(vlm.config, PROVENANCE_KEY)
         return model.train(vlm.training)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> PapoForConditionalGeneration:
+        """The inherited method, from safetensors alone."""
+        return super().from_pretrained(*args, **{**kwargs, "use_safetensors": True})
 
     def save_pretrained(self, save_directory: str | os.PathLike, as_backbone: bool = False, **kwargs: Any) -> None:
         """Write the model as safetensors.
@@ -204,7 +213,7 @@ def _load_exactly(path: str | os.PathLike, revision: str | None, **kwargs: Any) 
     """Load a plain checkpoint; refuse it unless its weights are exactly the model's."""
     if revision is not None:
         kwargs["revision"] = revision
-    vlm, info = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **kwargs)
+    vlm, info = load_vlm(path, output_loading_info=True, **kwargs)
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(key if isinstance(key, str) else key[0] for key in info.get(kind, ())):

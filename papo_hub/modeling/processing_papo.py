@@ -12,18 +12,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-from transformers.utils import cached_file, is_torchvision_available
+from transformers.utils import AUDIO_TOKENIZER_NAME, cached_file, is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
+
+from .loading import HUB_OPTIONS, UntrustedModel, own_code, read_config
 
 VIDEO_FILE = "video_preprocessor_config.json"  # vLLM asks for it, even where videos are switched off
 CLASS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")  # in AutoProcessor's order
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class _WithoutVideo:
@@ -91,7 +92,10 @@ class PapoProcessor:
     """What AutoProcessor finds for a `PapoConfig` whose folder names no processor: the backbone's own."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> ProcessorMixin:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, trust_remote_code: bool | None = None, **kwargs: Any
+    ) -> ProcessorMixin:
+        # AutoProcessor passes on what it was told, which concerns this class; the backbone's needs no code.
         return load_processor(pretrained_model_name_or_path, **kwargs)
 
 
@@ -116,25 +120,36 @@ def load_processor(path_or_id: str | os.PathLike, **kwargs: Any) -> ProcessorMix
             `size={"shortest_edge": 200_704, "longest_edge": 1_003_520}` (pixels an image), `padding_side="left"`.
 
     Raises:
+        UntrustedModel: it has code of its own, which is never run, or an audio part, which would load a further model.
         ValueError, OSError: as AutoProcessor does, e.g. where no processor is found.
     """
     hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+    try:
+        return _processor_class(path_or_id, hub).from_pretrained(path_or_id, trust_remote_code=False, **kwargs)
+    except ValueError as error:
+        raise own_code(path_or_id, error) from error
+
+
+def _processor_class(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> type:
     name = _named_class(path_or_id, hub)
     if name is None:
-        config = AutoConfig.from_pretrained(path_or_id, **hub)
+        config = read_config(path_or_id, **hub)
         stock = PROCESSOR_MAPPING[type(getattr(config, "vlm_config", config))]
         if is_torchvision_available():
-            return stock.from_pretrained(path_or_id, **kwargs)
+            return stock
         name = stock.__name__
-    if not is_torchvision_available() and name in WITHOUT_VIDEO:
-        return WITHOUT_VIDEO[name].from_pretrained(path_or_id, **kwargs)
-    return AutoProcessor.from_pretrained(path_or_id, **kwargs)
+    return AutoProcessor if is_torchvision_available() else WITHOUT_VIDEO.get(name, AutoProcessor)
 
 
 def _named_class(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> str | None:
-    """The processor class that the folder's files name, if one does."""
-    for name in CLASS_FILES:
+    """The processor class that the folder's files name, if one does. Raises UntrustedModel for an audio part."""
+    named = None
+    for name in (AUDIO_TOKENIZER_NAME, *CLASS_FILES):
         file = cached_file(path_or_id, name, _raise_exceptions_for_missing_entries=False, **hub)
-        if file and (found := json.loads(Path(file).read_text(encoding="utf-8")).get("processor_class")):
-            return found
-    return None
+        content = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        if name == AUDIO_TOKENIZER_NAME and file or "audio_tokenizer" in content:
+            raise UntrustedModel(
+                f"{path_or_id} has an audio tokenizer, a model of its own: papo_hub reads images and text."
+            )
+        named = named or content.get("processor_class")
+    return named

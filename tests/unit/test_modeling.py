@@ -290,6 +290,7 @@ def test_wrapper_format_carries_its_code(wrapped):
         "generation_config.json",
         "model.safetensors",
         "configuration_papo.py",
+        "loading.py",
         "modeling_papo.py",
     }
     config = json.loads((wrapped / "config.json").read_text())
