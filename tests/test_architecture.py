@@ -25,7 +25,7 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split(
 # Libraries beyond the standard one: the lowest layer, or the only rooms, that may use them.
 LIBRARIES = {
     "torch": 0, "numpy": 0, "PIL": 0, "math_verify": 0, "sympy": 0, "latex2sympy2_extended": 0, "yaml": 0, "mathruler": 0,
-    "transformers": 1, "tokenizers": 1, "datasets": 2, "sklearn": 2, "safetensors": 3, "accelerate": 3, "matplotlib": 3,
+    "transformers": 1, "tokenizers": 1, "safetensors": 1, "datasets": 2, "sklearn": 2, "accelerate": 3, "matplotlib": 3,
     "jinja2": 3, "tqdm": 3, "huggingface_hub": 5,
 }  # fmt: skip
 EXCEPTIONS = {
@@ -104,4 +104,7 @@ def test_nothing_pickled_is_loaded_and_no_remote_code_is_trusted():
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in ("torch.load", "pickle.load", "pickle.loads", "eval", "exec"), f"{path}: {called}"
-                assert not any(keyword.arg == "trust_remote_code" for keyword in node.keywords), path
+                if called == "AutoModelForImageTextToText.from_pretrained":
+                    assert path.name in ("loading.py", "minimal_loop.py"), f"{path}: load_vlm reads numbers alone"
+                for keyword in node.keywords:  # the literal: nothing else can be seen here never to be true
+                    assert keyword.arg != "trust_remote_code" or ast.unparse(keyword.value) == "False", path
