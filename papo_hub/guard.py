@@ -3,11 +3,13 @@
 A γ that is too large makes the policy raise its divergence from the masked view instead of reading the image (arXiv
 2507.06448: the perception loss drops sharply, more tokens are clipped from above, both entropies rise, then the rewards
 fall; the variance of the per-token divergence grows 8.4-fold). Each of these also wobbles in sound runs. So a sign is a
-move that is large *and* beyond the run's own noise, and an alarm takes two signs, or one that is the harm itself.
+move that is large *and* beyond the run's own noise, and an alarm takes two independent signs, or one that is the harm
+itself.
 
 For every watched quantity, the present level is the mean of the last `RECENT` steps. It is compared with the best level of
-the `HORIZON` steps before, where a level is the median of `SPAN` steps; the noise of a step is the typical difference
-between neighbours. So each verdict follows from the last `HORIZON` rows, at step 50 as at step 5,000.
+the `HORIZON` steps before, where a level is the median of half of those steps, at least `SPAN`; the noise of a step is the
+typical difference between neighbours. So a verdict follows from the last `HORIZON` + `RECENT` rows alone, at step 50 as at
+step 5,000. The thresholds were set on four seeds of each kind of run in benchmarks/guard.py and judged on others.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from statistics import fmean, median
 from typing import Any
 
 RECENT = 3  # steps whose mean is the present level
-SPAN = 5  # steps whose median is an earlier level
-HORIZON = 60  # steps looked back on; what takes longer is drift
+SPAN = 5  # steps, at least, whose median is an earlier level
+HORIZON = 40  # steps looked back on; what takes longer is drift
 FIRST = 4  # earlier steps that a verdict needs
-SIGNIFICANT = 3.0  # standard errors of the present level
-HARM_ALONE = 1.7  # thresholds that reward or format must fall by to be an alarm without another sign
+SIGNIFICANT = 2.5  # standard errors of the present level
+HARM_ALONE = 2.0  # thresholds that reward or format must fall by to be an alarm without another sign
 NEAR_CLAMP = 0.5  # share of the clamp from which on the perception KL is an alarm without another sign
 QUIET = 10  # steps without the condition of an alarm, after which a new one is raised
 PATIENCE = 5  # steps after an alarm, before a sign that joins renews it
@@ -62,7 +64,7 @@ RULES = {
     "reward": Rule("reward", "reward/mean", -1, 0.12),
     "format": Rule("format reward", "reward/format", -1, 0.02),
     "perception_kl": Rule("perception KL", "objective/perception_kl", 1, 0.5, least=0.2),
-    "kl_variance": Rule("variance of its tokens", "objective/perception_kl_variance", 1, 1.5),
+    "kl_variance": Rule("variance of its tokens", "objective/perception_kl_variance", 1, 1.0),
     "clip_high": Rule("share of tokens clipped high", "objective/clip_fraction_high", 1, 2.0, least=0.005),
     "entropy": Rule("entropy", "objective/entropy", 1, 0.25),
     "masked_entropy": Rule("masked entropy", "objective/masked_entropy", 1, 0.25),
@@ -75,6 +77,10 @@ SIGNS = {
     "reward": ("reward",),
     "kl_variance": ("kl_variance",),
 }
+DIVERGENCE = {
+    "perception_kl",
+    "kl_variance",
+}  # two faces of one sign, and both rise in sound runs with a live masked view
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,8 @@ class Guard:
         )
         alone = any(name in standing and moves[name].strength >= HARM_ALONE for name in ("reward", "format"))
         near = "perception_kl" in standing and moves["perception_kl"].after >= NEAR_CLAMP * self.clamp
-        return signs, len(signs) >= 2 or alone or near
+        independent = len(signs) - ({sign.name for sign in signs} >= DIVERGENCE)
+        return signs, independent >= 2 or alone or near
 
     def _remedy(self, names: set[str]) -> str:
         back = f"resume from a checkpoint of step {self.healthy_until} or before"
@@ -181,12 +188,12 @@ def _move(history: Sequence[float | None], rule: Rule) -> Move | None:
     earlier, recent = values[:-RECENT], values[-RECENT:]
     if len(earlier) < FIRST:
         return None
-    span = min(SPAN, len(earlier))
+    span = min(max(SPAN, len(earlier) // 2), len(earlier))
     levels = [median(earlier[i : i + span]) for i in range(len(earlier) - span + 1)]
     before = min(levels, key=lambda level: rule.direction * level)
     age = levels[::-1].index(before) + RECENT  # since the last step of the newest such level
     noise = 1.4826 * median(abs(b - a) for a, b in zip(earlier, earlier[1:], strict=False)) / math.sqrt(2)
-    noise *= 1 + 2 / (len(earlier) - 1)  # a few differences may be small by chance
+    noise *= 1 + 1 / (len(earlier) - 1)  # a few differences may be small by chance
     after = fmean(recent)
     needed = max(rule.share * abs(before), rule.least, SIGNIFICANT * noise / math.sqrt(RECENT))
     return Move(before, after, age, rule.direction * (after - before) / needed if needed else 0.0)
