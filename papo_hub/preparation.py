@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoModelForImageTextToText
 
 from papo_hub.config import ConfigError, TrainConfig
@@ -16,6 +18,7 @@ from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
 from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm
 from papo_hub.plugins import PerceptionPlugin
+from papo_hub.redaction import redacted
 from papo_hub.stream import PromptStream
 from papo_hub.tracking import provenance
 
@@ -161,6 +164,8 @@ def write_provenance(run: Path, config: TrainConfig, num_processes: int, resumed
         first = json.loads(file.read_text(encoding="utf-8"))
         record |= {"run": first["run"], "started": first["started"], "resumed": [*first.get("resumed", []), now]}
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    file.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    # A recipe may name a place by a link with a password in it; what is written is read by others.
+    recipe = yaml.safe_dump(redacted(asdict(config)), sort_keys=False, allow_unicode=True)
+    (run / "config.yaml").write_text(recipe, encoding="utf-8")
+    file.write_text(json.dumps(redacted(record), indent=1), encoding="utf-8")
     return record["run"]

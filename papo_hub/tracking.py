@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from papo_hub.batch import Batch
 from papo_hub.config import ConfigError, TrainConfig
+from papo_hub.redaction import redact
 
 PACKAGES = (
     "papo_hub",
@@ -78,7 +79,7 @@ def circumstances(num_processes: int) -> dict[str, str]:
     """The command, the hardware, and when it was started (UTC)."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "hardware": f"{num_processes} × {device}",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -11,10 +11,6 @@ from papo_hub.redaction import redact
 FOLDER = re.compile(
     r"(?:file:/*|(?<![\w./…])(?!(?<=:)//)(?:~[\w.-]*)?)/+(?:[^\s/<>…]+/+)+|\b[A-Za-z]:\\(?:[^\s\\…]+\\)+"
 )
-_SECRET = r"(?:token|secret|password|api[_-]?key)"
-_GIVEN = re.compile(rf"({_SECRET}=|--[\w-]*{_SECRET}\s+)\S+", re.IGNORECASE)  # WANDB_API_KEY=…, --hub_token …
-_LOGIN = re.compile(r"://[^\s/@]+@")
-_SECRET_KEY = re.compile(rf"{_SECRET}$", re.IGNORECASE)
 
 
 def plain(value: Any) -> str:
@@ -22,7 +18,6 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         value = f"{value:g}"
     line = "".join(char if char.isprintable() else " " for char in str(value))
-    line = _LOGIN.sub("://…@", _GIVEN.sub(r"\1…", line))
     return FOLDER.sub("…/", redact(line))
 
 
@@ -45,8 +40,3 @@ def listed(value: Any) -> str:
 def words(value: Any) -> str:
     """Letters, digits and spaces only, as names in the front matter need them."""
     return plain(re.sub(r"\W+", " ", plain(value)).strip())
-
-
-def names_a_secret(key: Any) -> bool:
-    """Whether a key is called like a credential, so that its value stays out of any document."""
-    return _SECRET_KEY.search(str(key)) is not None

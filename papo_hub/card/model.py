@@ -16,12 +16,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from papo_hub.card.benchmarks import benchmark_results, benchmark_table, benchmark_text, model_index
 from papo_hub.card.check import NO_BASE
-from papo_hub.card.escape import listed, names_a_secret, plain, text, words
+from papo_hub.card.escape import listed, plain, text, words
 from papo_hub.card.files import hub_ids, mapping, optional, recipe
 from papo_hub.card.results import evaluation_rows, is_number, percent, samples
 from papo_hub.config import is_repository_id
 from papo_hub.figures import metric_columns
 from papo_hub.objectives import OBJECTIVES, Objective, Weights, with_reduction
+from papo_hub.redaction import names_a_secret
 from papo_hub.resources import resource
 
 NAMES = {"grpo": "GRPO", "dapo": "DAPO", "papo_g": "PAPO-G", "papo_d": "PAPO-D"}

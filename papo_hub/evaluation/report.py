@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from papo_hub.card.escape import names_a_secret, plain, text
+from papo_hub.card.escape import plain, text
 from papo_hub.evaluation.benchmarks import BENCHMARKS, PAPER_RESULTS
 from papo_hub.evaluation.figures import Bar, plot_bars, plot_errors, plot_vision_dependency
+from papo_hub.redaction import names_a_secret
 
 GROUPS = {"general": "General", "vision": "Vision", "overall": "Overall"}
 PICTURES = ("benchmarks.png", "vision_dependency.png", "errors.png")

@@ -17,6 +17,7 @@ from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.views import CLEAN
 from papo_hub.hub.cache import read_commit
+from papo_hub.redaction import redacted
 from papo_hub.tracking import circumstances, package_versions
 
 SETTINGS = "settings.json"
@@ -41,7 +42,7 @@ def describe(
     processes: int,
 ) -> dict[str, Any]:
     """settings.json: enough to do the same again, and to see whether two evaluations can be compared."""
-    return {
+    settings = {
         "model": model,
         "benchmarks": [
             {
@@ -66,6 +67,7 @@ def describe(
         "versions": package_versions(),
         **circumstances(processes),
     }
+    return redacted(settings)  # a dataset may be named by a link with a password in it
 
 
 def settings_of(answers: list[Answer]) -> dict[str, Any]:
