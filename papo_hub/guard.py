@@ -23,7 +23,7 @@ from typing import Any
 RECENT = 3  # steps whose mean is the present level
 SPAN = 5  # steps, at least, whose median is an earlier level
 HORIZON = 40  # steps looked back on; what takes longer is drift
-FIRST = 4  # earlier steps that a verdict needs
+FIRST = 3  # earlier steps that a verdict needs
 SIGNIFICANT = 2.5  # standard errors of the present level
 HARM_ALONE = 2.0  # thresholds that reward or format must fall by to be an alarm without another sign
 NEAR_CLAMP = 0.5  # share of the clamp from which on the perception KL is an alarm without another sign
