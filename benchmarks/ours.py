@@ -14,6 +14,8 @@ from papo_hub.batch import Batch, Prompt, Sample
 from papo_hub.config import TrainConfig
 from papo_hub.data import Rows, encode
 from papo_hub.experience import collect
+from papo_hub.interruption import Interruption
+from papo_hub.memory import MicroBatchLimit
 from papo_hub.modeling import load_processor
 from papo_hub.objectives import Logprobs
 from papo_hub.plugins import PapoAccelerator, PerceptionPlugin, RewardPlugin, RolloutPlugin, global_counts
@@ -123,8 +125,11 @@ class Side:
         objective = accelerator.perception_plugin.objective(config.algorithm, config.policy_weights)
         policy, optimizer = accelerator.prepare(self.policy, self.optimizer)
 
+        limit = MicroBatchLimit(config.max_tokens_per_micro_batch, config.micro_batch_size, print)
+        interruption = Interruption()
+
         def run() -> int:
-            batch, _ = collect(policy, self.reference, engine, stream, accelerator, config, step=0)
+            batch = collect(policy, self.reference, engine, stream, accelerator, config, 0, limit, interruption).batch
             loss, _ = objective(self._views(policy, batch, masked), global_counts(accelerator, batch.completion_mask))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(policy.parameters(), 1.0)

@@ -110,6 +110,12 @@ class Batch:
         for rows in micro_slices(owners, prompts, lengths, max_tokens, max_completions, shared):
             yield self.select(rows), rows.stop == len(self)
 
+    def tokens(self, shared: bool = True) -> int:
+        """Tokens of the completions and their prompts; `shared`: a prompt counts once, not once a completion."""
+        owners = self.prompt_index.tolist()
+        prompts = sum(self.prompts[i].length for i in (set(owners) if shared else owners))
+        return prompts + sum(len(completion.token_ids) for completion in self.completions)
+
     def rows(self, view: str = "clean") -> list[dict[str, Tensor]]:
         """The processor's output for each completion's prompt, in the given view ("clean" or "masked")."""
         return [getattr(self.prompts[i], view) for i in self.prompt_index.tolist()]

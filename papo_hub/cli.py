@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from papo_hub.config import ConfigError, help_text, is_repository_id, load_config, parse_overrides
+from papo_hub.ending import ended
 from papo_hub.resources import resource
 from papo_hub.version import __version__
 
@@ -97,7 +98,7 @@ def push_command(chosen: argparse.Namespace) -> int:
         pinned += ', dtype="auto"' + (", trust_remote_code=True" if chosen.format == "papo" else "")
         print(f'{version.url}\nAutoModelForImageTextToText.from_pretrained("{version.repo_id}"{pinned})')
 
-    return _guarded(run)
+    return ended(run)
 
 
 def push_dataset_command(arguments: list[str]) -> int:
@@ -162,7 +163,7 @@ def push_dataset_command(arguments: list[str]) -> int:
         )
         print(version.url)
 
-    return _guarded(run)
+    return ended(run)
 
 
 def versions_command(chosen: argparse.Namespace) -> int:
@@ -173,7 +174,7 @@ def versions_command(chosen: argparse.Namespace) -> int:
 
         print(table(versions(chosen.repo_id)))
 
-    return _guarded(run)
+    return ended(run)
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -203,7 +204,7 @@ def evaluate_command(arguments: list[str]) -> int:
         asked["columns"] = {name: column for name in _COLUMNS if (column := options[f"{name}_column"])}
         evaluate(Request(protocol=Protocol(**given), **asked))
 
-    return _guarded(run)
+    return ended(run)
 
 
 def _evaluation_parser() -> argparse.ArgumentParser:
@@ -279,7 +280,7 @@ def compare_command(chosen: argparse.Namespace) -> int:
         page = chosen.output or b / "comparison.html"
         print(f"{compare(a, b, page).text}\n\nThe page, with the problems that changed most, is {page}.")
 
-    return _guarded(run)
+    return ended(run)
 
 
 def _evaluation_of(folder: Path) -> Path:
@@ -307,7 +308,7 @@ def card_command(chosen: argparse.Namespace) -> int:
         except ValueError as error:  # a file that does not hold what its name says
             raise ConfigError(str(error)) from None
 
-    return _guarded(run)
+    return ended(run)
 
 
 def doctor_command() -> int:
@@ -340,7 +341,7 @@ def train_command(arguments: list[str]) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"Finished: {folder}/README.md tells what came of it; the model is in {folder}/model.")
 
-    return _guarded(run)
+    return ended(run)
 
 
 def warmup_command(arguments: list[str]) -> int:
@@ -355,7 +356,7 @@ def warmup_command(arguments: list[str]) -> int:
         overrides = parse_overrides(arguments)
         print(f"The warmed-up model is in {warm_up(load_config(_recipe(overrides), overrides, WarmupConfig))}.")
 
-    return _guarded(run)
+    return ended(run)
 
 
 def quickstart_command() -> int:
@@ -424,32 +425,3 @@ def _recipe(overrides: dict[str, str]) -> str:
     if "config" not in overrides:
         raise ConfigError("Name a recipe: --config recipes/tiny/papo_g.yaml.")
     return overrides.pop("config")
-
-
-def _guarded(run) -> int:
-    """What a user can mend ends in one message; anything else keeps its traceback, which a bug report needs."""
-    from papo_hub.checkpoint import CheckpointError
-    from papo_hub.data import DataError
-    from papo_hub.evaluation.answers import AnswersError
-    from papo_hub.experience import SamplingExhausted
-    from papo_hub.hub import HubError
-    from papo_hub.trainer import TrainingDiverged
-    from papo_hub.workers import WorkerDied
-
-    mendable = (
-        AnswersError,
-        ConfigError,
-        DataError,
-        CheckpointError,
-        FileNotFoundError,
-        HubError,
-        SamplingExhausted,
-        TrainingDiverged,
-        WorkerDied,
-    )
-    try:
-        run()
-    except mendable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -174,6 +174,10 @@ class TrainConfig:
     report_to: str | None = key(
         "", "trackers: trackio, tensorboard, wandb (with commas); none; empty: trackio if there"
     )
+    max_time: str | None = key(None, "such as 3h30m: then the run saves and exits, to be resumed; null: no limit")
+    guard: Literal["warn", "lower", "stop", "off"] = key(
+        "warn", "on early signs of collapse: say so | halve gamma and go back | save and stop | do not look"
+    )
     resume_from_checkpoint: str | None = key(None, "`latest`, a checkpoint folder, or hub://OWNER/NAME@REVISION")
     push_to_hub: bool = key(False, "push the finished run to hub_model_id; naming one is enough")
     hub_model_id: str | None = key(None, "OWNER/NAME: the run goes to this Hub repository; null: it stays here")
@@ -268,6 +272,14 @@ def check(config: TrainConfig) -> None:
         f"num_train_epochs: {config.num_train_epochs} must be above 0 and finite where max_steps is null.",
     )
     refuse(
+        config.max_time is not None and not is_time(config.max_time),
+        f"max_time: {config.max_time!r} is no time such as 3h30m, 90m or 1d12h.",
+    )
+    refuse(
+        config.guard == "lower" and config.gamma == 0,
+        "guard: lower halves gamma, but gamma is 0; write guard: warn or guard: stop.",
+    )
+    refuse(
         config.push_to_hub and config.hub_model_id is None,
         "push_to_hub: name the repository, hub_model_id: OWNER/NAME (which by itself is enough).",
     )
@@ -329,6 +341,17 @@ def check_rollout(config: Any) -> None:
             f"min_completion_length: {config.min_completion_length} must lie between 0 and max_completion_length: "
             f"{config.max_completion_length}."
         )
+
+
+def is_time(text: str) -> bool:
+    """Whether it reads as a time such as 3h30m: days, hours, minutes, seconds, in this order."""
+    return bool(re.fullmatch(r"(?=\d)(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text)) and seconds(text) > 0
+
+
+def seconds(text: str) -> int:
+    """ "3h30m" → 12600."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    return sum(int(count) * units[unit] for count, unit in re.findall(r"(\d+)([dhms])", text))
 
 
 def is_repository_id(value: Any) -> bool:

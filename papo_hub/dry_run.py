@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import datasets
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from papo_hub.config import TrainConfig, notices
 from papo_hub.data import DataError, describe
-from papo_hub.head import CHUNK_ELEMENTS
+from papo_hub.memory import memory_plan
 from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
 
-GIB = 2**30
 # Where the Hub is out of reach: the sizes of the models that the recipes name, as their config.json has them.
 KNOWN = {
     "Qwen/Qwen2.5-VL-3B-Instruct": {
@@ -39,7 +37,7 @@ KNOWN = {
 def dry_run_report(config: TrainConfig, num_processes: int = 1) -> str:
     """The report as text. Raises ConfigError or DataError for what would stop the real run, as far as it can be seen."""
     model_config, source = _model_config(config)
-    parts = [_arithmetic(config, num_processes), _data(config), _memory(config, model_config, source)]
+    parts = [_arithmetic(config, num_processes), _data(config), memory_plan(config, model_config, source).table()]
     parts += [f"note: {notice}" for notice in notices(config)]
     return "\n\n".join([*parts, "Nothing was trained: this was a dry run."])
 
@@ -98,44 +96,3 @@ def _data(config: TrainConfig) -> str:
     return (
         f"data          {config.dataset_name}{steps}; columns {', '.join(features) or 'unknown until it is downloaded'}"
     )
-
-
-def _memory(config: TrainConfig, model_config: PreTrainedConfig, source: str) -> str:
-    """Bytes of one process that trains alone, from the sizes in the model's configuration.
-
-    Activations are the usual count of a transformer layer in bf16 (34 · hidden bytes a token, of which 2 · hidden remain
-    with checkpointing and one layer is whole at a time); flash or SDPA attention adds no square term.
-    """
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in AutoModelForImageTextToText.from_config(model_config).parameters())
-    text = model_config.get_text_config()
-    weight = {"float32": 4, "bfloat16": 2}[config.dtype]
-    half = config.mixed_precision == "bf16" or config.dtype == "bfloat16"
-    compute = 2 if half else 4
-    row = config.max_prompt_length + config.max_completion_length
-    tokens = max(config.max_tokens_per_micro_batch, row)  # a completion above the limit goes alone
-    if config.micro_batch_size is not None:
-        tokens = min(tokens, config.micro_batch_size * row)
-    layer = 17 * compute * text.hidden_size * tokens
-    kept = compute * text.hidden_size * tokens
-    layers = text.num_hidden_layers
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cached = 2 * layers * text.num_key_value_heads * head_dim * compute
-    head = text.vocab_size * text.hidden_size * 4  # its gradient is summed over the chunks in float32
-    training = {
-        "weights": parameters * weight,
-        "gradients": parameters * weight,
-        "optimizer (AdamW, two moments)": 2 * parameters * weight,
-        "reference model": parameters * (2 if half else 4) if config.beta > 0 else 0,
-        "activations, most tokens": layers * kept + layer if config.activation_checkpointing else layers * layer,
-        "output layer, a chunk of logits": head + CHUNK_ELEMENTS * 4 * 3,
-    }
-    resident = sum(training[name] for name in list(training)[:4])
-    prompts = -(-config.rollout_batch_size // config.num_generations)
-    decoded = config.rollout_batch_size * config.max_completion_length
-    rollout = (prompts * config.max_prompt_length + decoded) * cached
-    lines = [f"memory        {parameters / 1e9:.2f} billion parameters, from {source}; one process, nothing sharded"]
-    lines += [f"              {name:<34}{size / GIB:8.1f} GiB" for name, size in training.items() if size]
-    lines.append(f"              {'update, at most':<34}{sum(training.values()) / GIB:8.1f} GiB")
-    lines.append(f"              {'rollout, at most (keys and values)':<34}{(resident + rollout) / GIB:8.1f} GiB")
-    return "\n".join(lines)

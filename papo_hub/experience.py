@@ -11,12 +11,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from papo_hub.batch import Batch, Completion, Prompt, pad_completions
 from papo_hub.config import TrainConfig
+from papo_hub.interruption import Interruption
+from papo_hub.memory import MicroBatchLimit
 from papo_hub.objectives import group_advantages
 from papo_hub.plugins import PapoAccelerator
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import RolloutEngine
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.stream import PromptStream
+from papo_hub.unfinished import StepUnderWay
 
 
 class SamplingExhausted(RuntimeError):
@@ -26,11 +29,13 @@ class SamplingExhausted(RuntimeError):
 @dataclass
 class _Groups:
     prompts: list[Prompt] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of these prompts among those that were drawn
     completions: list[Completion] = field(default_factory=list)
     rewards: dict[str, list[Tensor]] = field(default_factory=lambda: {"mean": [], "accuracy": [], "format": []})
 
-    def add(self, prompt: Prompt, completions: list[Completion], rewards: dict[str, Tensor]) -> None:
+    def add(self, prompt: Prompt, place: int, completions: list[Completion], rewards: dict[str, Tensor]) -> None:
         self.prompts.append(prompt)
+        self.places.append(place)
         self.completions += completions
         for name, values in rewards.items():
             self.rewards[name].append(values)
@@ -44,18 +49,25 @@ def collect(
     accelerator: PapoAccelerator,
     config: TrainConfig,
     step: int,
-) -> tuple[Batch, dict[str, float]]:
+    limit: MicroBatchLimit,
+    interruption: Interruption,
+) -> StepUnderWay | None:
     """This process's share of one rollout batch, with everything frozen. Runs on every rank.
 
-    Returns the batch and what to log of its making: seconds ("time/rollout", "time/score"), and for the DAPO family the
+    Its metrics are what there is to log of its making: seconds ("time/rollout", "time/score"), and for the DAPO family the
     draws it took ("rollout/tries"), the share of groups kept ("rollout/kept") and the accuracy of all ("rollout/accuracy").
+    None, on every rank, where the run is asked to stop.
 
     Raises:
         SamplingExhausted: the DAPO family found too few mixed groups in `max_sampling_tries` tries.
         TooManyUnusableRows: from the stream.
+        MemoryExhausted: a single completion does not fit.
     """
     start = time.perf_counter()
-    groups, log = _sample(engine, stream, accelerator, config, step)
+    sampled = _sample(engine, stream, accelerator, config, step, interruption)
+    if sampled is None:
+        return None
+    groups, drawn, log = sampled
     rewards = {name: torch.cat(values) for name, values in groups.rewards.items()}
     ids, mask = pad_completions(groups.completions, stream.processor.tokenizer.pad_token_id or 0)
     size = accelerator.rollout_plugin.num_generations
@@ -68,34 +80,51 @@ def collect(
         advantages=group_advantages(rewards["mean"], size).to(accelerator.device),
         rewards=rewards,
     )
-    sampled = time.perf_counter()
-    batch = _score(batch, policy, reference, accelerator, config)
-    log |= {"time/rollout": sampled - start, "time/score": time.perf_counter() - sampled}
-    return batch, log
+    log["time/rollout"], start = time.perf_counter() - start, time.perf_counter()
+    batch = _score(batch, policy, reference, accelerator, config, limit, interruption)
+    log["time/score"] = time.perf_counter() - start
+    if interruption.agreed(accelerator):  # some process may have left its scores
+        return None
+    return StepUnderWay(batch, drawn, groups.places, log)
 
 
 def _sample(
-    engine: RolloutEngine, stream: PromptStream, accelerator: PapoAccelerator, config: TrainConfig, step: int
-) -> tuple[_Groups, dict[str, float]]:
-    """Groups of completions with their rewards; with dynamic sampling, only groups that are neither all right nor all
-    wrong, drawn an update's worth of prompts at a time until there are enough."""
+    engine: RolloutEngine,
+    stream: PromptStream,
+    accelerator: PapoAccelerator,
+    config: TrainConfig,
+    step: int,
+    interruption: Interruption,
+) -> tuple[_Groups, int, dict[str, float]] | None:
+    """Groups of completions with their rewards, the prompts drawn for them, and what to log; None: asked to stop.
+
+    With dynamic sampling, only groups that are neither all right nor all wrong, drawn an update's worth of prompts at a
+    time until there are enough.
+    """
     rollout, reward = accelerator.rollout_plugin, accelerator.reward_plugin
     rank, world = accelerator.process_index, accelerator.num_processes
     quota, size = config.prompts_per_step // world, rollout.num_generations
     drawn_at_once = config.prompts_per_update if config.dynamic_sampling else config.prompts_per_step
     groups, seen, accuracy = _Groups(), 0, 0.0
     for attempt in range(config.max_sampling_tries if config.dynamic_sampling else 1):
+        if interruption.agreed(accelerator):
+            return None
         prompts = stream.take(drawn_at_once, rank, world)
         generator = derived_generator(config.seed, "rollout", step, attempt, rank, device=accelerator.device)
         with accelerator.autocast():
-            completions = engine.generate(prompts, size, rollout.sampling, generator)
+            completions = engine.generate(
+                prompts, size, rollout.sampling, generator, given_up=lambda: interruption.requested
+            )
+        if interruption.agreed(accelerator):  # before the completions are looked at: some may have been left
+            return None
         answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
         rewards = reward([completion.text for completion in completions], answers)
         for i, prompt in enumerate(prompts):
             rows = slice(i * size, (i + 1) * size)
             right = rewards["accuracy"][rows].sum()
             if len(groups.prompts) < quota and (not config.dynamic_sampling or 0 < right < size):
-                groups.add(prompt, completions[rows], {name: values[rows] for name, values in rewards.items()})
+                kept = {name: values[rows] for name, values in rewards.items()}
+                groups.add(prompt, seen + i, completions[rows], kept)
         seen += len(prompts)
         accuracy += rewards["accuracy"].sum().item() / size
         missing = torch.tensor(quota - len(groups.prompts), device=accelerator.device)
@@ -108,9 +137,11 @@ def _sample(
             "Take data that is neither too easy nor too hard for this model, or raise num_generations, temperature or "
             "max_sampling_tries, or use grpo / papo_g, which need no mixed groups."
         )
+    drawn = (attempt + 1) * drawn_at_once
     if not config.dynamic_sampling:
-        return groups, {}
-    return groups, {"rollout/tries": attempt + 1, "rollout/kept": quota / seen, "rollout/accuracy": accuracy / seen}
+        return groups, drawn, {}
+    log = {"rollout/tries": attempt + 1, "rollout/kept": quota / seen, "rollout/accuracy": accuracy / seen}
+    return groups, drawn, log
 
 
 def _score(
@@ -119,20 +150,26 @@ def _score(
     reference: torch.nn.Module | None,
     accelerator: PapoAccelerator,
     config: TrainConfig,
+    limit: MicroBatchLimit,
+    interruption: Interruption,
 ) -> Batch:
     """The log-probs that stay fixed during the updates. On-policy (one update a step) the old ones need no pass, and in
     float32 the ones that were found while sampling are the policy's own."""
     perception = accelerator.perception_plugin
+
+    def scored(model: torch.nn.Module, view: str) -> Tensor:
+        return limit.retry(lambda: score(model, batch, view, config.temperature, limit, interruption))
+
     frozen = {}
     with accelerator.autocast():
         if config.updates_per_step > 1:
             exact = config.dtype == "float32" and config.mixed_precision == "no"
             sampled = sampled_logprobs(batch) if exact else None
-            frozen["old_logprobs"] = score(policy, batch, "clean", config) if sampled is None else sampled
+            frozen["old_logprobs"] = scored(policy, "clean") if sampled is None else sampled
         if reference is not None:
-            frozen["reference_logprobs"] = score(reference, batch, "clean", config)
+            frozen["reference_logprobs"] = scored(reference, "clean")
         if perception.active and not perception.live:
-            frozen["masked_logprobs"] = score(policy, batch, "masked", config)
+            frozen["masked_logprobs"] = scored(policy, "masked")
     return replace(batch, **frozen)
 
 
@@ -145,18 +182,32 @@ def sampled_logprobs(batch: Batch) -> Tensor | None:
 
 
 @torch.no_grad()
-def score(model: torch.nn.Module, batch: Batch, view: str, config: TrainConfig) -> Tensor:
-    """Log-probs of the batch's completions under `model` in one view, without gradient. (B, T)."""
+def score(
+    model: torch.nn.Module,
+    batch: Batch,
+    view: str,
+    temperature: float,
+    limit: MicroBatchLimit,
+    interruption: Interruption,
+) -> Tensor:
+    """Log-probs of the batch's completions under `model` in one view, without gradient. (B, T).
+
+    Left unfinished where the run is asked to stop.
+    """
     was_training = model.training
     model.eval()  # frozen log-probs are without dropout
     result = torch.zeros(batch.completion_ids.shape, device=batch.advantages.device)
     row = 0
-    for micro, _ in batch.micros(config.max_tokens_per_micro_batch, config.micro_batch_size, misfit(model) is None):
-        logprobs = shared_prefix_logprobs(
-            model, micro.rows(view), micro.completion_ids, micro.completion_mask, config.temperature
-        )
-        result = result.to(logprobs.dtype)
-        result[row : row + len(micro), : logprobs.shape[1]] = logprobs
-        row += len(micro)
-    model.train(was_training)
+    try:
+        for micro, _ in limit.micros(batch, misfit(model) is None):
+            if interruption.requested:
+                break
+            logprobs = shared_prefix_logprobs(
+                model, micro.rows(view), micro.completion_ids, micro.completion_mask, temperature
+            )
+            result = result.to(logprobs.dtype)
+            result[row : row + len(micro), : logprobs.shape[1]] = logprobs
+            row += len(micro)
+    finally:
+        model.train(was_training)
     return result

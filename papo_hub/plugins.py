@@ -10,15 +10,16 @@ variable `PAPO_<FIELD>`, the default.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import KwargsHandler
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler, broadcast_object_list
 from torch import Tensor
 
 from papo_hub.config import TrainConfig, check_perception, check_ranges, check_rollout, coerce
@@ -27,6 +28,9 @@ from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
 from papo_hub.rewards import accuracy_rewards, combine, format_reward
 from papo_hub.rollout import Sampling, TransformersEngine
 
+# How long processes wait for one that is there but does not come: the main one may save, measure or download meanwhile.
+PATIENCE = datetime.timedelta(hours=1)
+T = TypeVar("T")
 DEFAULT_WEIGHTS = Weights()  # the paper's clip range, no reference KL
 
 
@@ -87,9 +91,17 @@ class PerceptionPlugin(_Plugin):
         return self.active and self.masked_logprobs == "live"
 
     def objective(
-        self, algorithm: tuple[Term, ...], policy_weights: Weights = DEFAULT_WEIGHTS, step: int = 0, max_steps: int = 1
+        self,
+        algorithm: tuple[Term, ...],
+        policy_weights: Weights = DEFAULT_WEIGHTS,
+        step: int = 0,
+        max_steps: int = 1,
+        gamma_factor: float = 1.0,
     ) -> Objective:
-        """The algorithm with this plugin's weights as they stand at a step (0-based)."""
+        """The algorithm with this plugin's weights as they stand at a step (0-based).
+
+        `gamma_factor` scales γ alone: the entropy terms, which hold the divergence back, keep their weight.
+        """
         full = replace(
             policy_weights,
             gamma=self.gamma,
@@ -98,7 +110,8 @@ class PerceptionPlugin(_Plugin):
             estimator=self.estimator,
         )
         gamma = gamma_at(step, max_steps, self.gamma, self.gamma_end, self.gamma_annealing_ratio)
-        return Objective(algorithm, full.discounted(gamma))
+        weights = full.discounted(gamma)
+        return Objective(algorithm, replace(weights, gamma=weights.gamma * gamma_factor))
 
 
 @dataclass
@@ -161,6 +174,7 @@ class PapoAccelerator(Accelerator):
         reward_plugin: RewardPlugin | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("kwargs_handlers", [InitProcessGroupKwargs(timeout=PATIENCE)])
         super().__init__(*args, **kwargs)
         if self.gradient_accumulation_steps != 1:
             raise ValueError(
@@ -179,6 +193,14 @@ def global_counts(accelerator: Accelerator, completion_mask: Tensor) -> Counts:
     local = torch.tensor([completion_mask.sum(), completion_mask.shape[0]], dtype=torch.float64)
     tokens, sequences = accelerator.reduce(local.to(accelerator.device, torch.float32), "sum")
     return Counts(tokens, sequences)
+
+
+def on_main(accelerator: Accelerator, compute: Callable[[], T]) -> T:
+    """What the main process computes, in all of them. Runs on every rank."""
+    result = [compute() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(result)
+    return result[0]
 
 
 @contextlib.contextmanager

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 from transformers import AutoModelForImageTextToText
 
+from papo_hub.checkpoint import find_checkpoint
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, load_rows, stream_rows
 from papo_hub.digits import DigitRows
+from papo_hub.files import replace_file
 from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
 from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm
-from papo_hub.plugins import PerceptionPlugin
+from papo_hub.plugins import PerceptionPlugin, on_main
 from papo_hub.redaction import redacted
 from papo_hub.stream import PromptStream
 from papo_hub.tracking import provenance
@@ -55,12 +58,17 @@ def check_run_folder(run: Path, checkpoint: Path | None, config: TrainConfig) ->
         )
 
 
-def resume_point(config: TrainConfig) -> str | None:
-    """`resume_from_checkpoint`; of an address on the Hub, the folder that it was brought to. As `fetch_checkpoint`."""
+def chosen_checkpoint(run: Path, config: TrainConfig, accelerator: Accelerator) -> Path | None:
+    """The checkpoint to resume from, if any. Runs on every rank.
+
+    Raises as `fetch_checkpoint` and `find_checkpoint`.
+    """
     address = config.resume_from_checkpoint
-    return (
-        str(fetch_checkpoint(address, Path(config.output_dir))) if address and address.startswith(SCHEME) else address
-    )
+    if address and address.startswith(SCHEME):
+        with accelerator.main_process_first():  # what lies on the Hub is brought here once
+            address = str(fetch_checkpoint(address, run))
+    # It reads all of a checkpoint, to check it: once is enough.
+    return on_main(accelerator, lambda: find_checkpoint(address, run / "checkpoints"))
 
 
 def training_rows(config: TrainConfig) -> Rows | StreamedRows:
@@ -165,7 +173,6 @@ def write_provenance(run: Path, config: TrainConfig, num_processes: int, resumed
         record |= {"run": first["run"], "started": first["started"], "resumed": [*first.get("resumed", []), now]}
     run.mkdir(parents=True, exist_ok=True)
     # A recipe may name a place by a link with a password in it; what is written is read by others.
-    recipe = yaml.safe_dump(redacted(asdict(config)), sort_keys=False, allow_unicode=True)
-    (run / "config.yaml").write_text(recipe, encoding="utf-8")
-    file.write_text(json.dumps(redacted(record), indent=1), encoding="utf-8")
+    replace_file(run / "config.yaml", yaml.safe_dump(redacted(asdict(config)), sort_keys=False, allow_unicode=True))
+    replace_file(file, json.dumps(redacted(record), indent=1))
     return record["run"]

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tqdm.auto import tqdm
 
 from papo_hub.batch import Batch
 from papo_hub.config import ConfigError, TrainConfig
+from papo_hub.files import replace_file
+from papo_hub.guard import Alarm
 from papo_hub.redaction import redact
 
 PACKAGES = (
@@ -115,10 +118,9 @@ class RunLog:
         self.bar = tqdm(total=max_steps, initial=done, desc=config.objective, disable=not self.main, dynamic_ncols=True)
 
     def step(self, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, one move of the bar, one point in the trackers. `metrics` has "step" (1-based)."""
+        """One line of metrics.jsonl, one move of the bar, one point in the trackers. `metrics`: see `row`."""
         if not self.main:
             return
-        metrics = {k: None if v is None or not math.isfinite(v) else v for k, v in metrics.items()}  # JSON has no NaN
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics, allow_nan=False) + "\n")
         shown = {"reward": metrics["reward/mean"], "perception_kl": metrics.get("objective/perception_kl")}
@@ -128,6 +130,25 @@ class RunLog:
             self.accelerator.log(
                 {k: v for k, v in metrics.items() if k != "step" and v is not None}, step=metrics["step"]
             )
+
+    def alarm(self, alarm: Alarm, consequence: str) -> None:
+        """The guard's signs and what follows from them: said, and a line of guard.jsonl."""
+        if not self.main:
+            return
+        seen = "; ".join(sign.text for sign in alarm.signs)
+        self.say(f"guard, step {alarm.step}: {seen}. {alarm.remedy} {consequence}")
+        line = json.dumps(asdict(alarm) | {"consequence": consequence}) + "\n"
+        file = self.run / "guard.jsonl"
+        said = file.read_text(encoding="utf-8") if file.exists() else ""
+        if line not in said:  # a run that was killed and resumed meets the same signs again
+            replace_file(file, said + line)
+
+    def go_back(self, step: int) -> None:
+        """Drop the records of the steps after `step`, which are run again."""
+        if self.main:
+            keep_until(self.metrics_file, self.samples_file, step)
+            self.bar.reset()
+            self.bar.update(step)
 
     def samples(self, step: int, batch: Batch, count: int = 2) -> None:
         """A few problems with two of their completions each, into samples.md."""
@@ -147,7 +168,7 @@ class RunLog:
         """skipped_rows.jsonl: the rows that cannot be used, with their reasons."""
         if self.main and skipped:
             lines = [json.dumps({"id": row, "reason": reason}) for row, reason in skipped.items()]
-            (self.run / "skipped_rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            replace_file(self.run / "skipped_rows.jsonl", "\n".join(lines) + "\n")
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
@@ -158,15 +179,20 @@ class RunLog:
         self.bar.close()
 
 
+def row(metrics: dict[str, float | None]) -> dict[str, float | None]:
+    """A row of metrics.jsonl, which has "step" (1-based); JSON has no NaN: what is not finite becomes None."""
+    return {name: None if value is None or not math.isfinite(value) else value for name, value in metrics.items()}
+
+
 def keep_until(metrics_file: Path, samples_file: Path, step: int) -> None:
     """Drop the records of steps after `step`."""
     if metrics_file.exists():
         kept = [row for row in read_metrics(metrics_file) if row["step"] <= step]
-        metrics_file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        replace_file(metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
     if samples_file.exists():
         sections = re.split(r"^(?=## Step \d+$)", samples_file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         kept = [s for s in sections if (m := re.match(r"## Step (\d+)", s)) and int(m[1]) <= step]
-        samples_file.write_text("".join(kept), encoding="utf-8")
+        replace_file(samples_file, "".join(kept))
 
 
 def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:

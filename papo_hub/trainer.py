@@ -7,9 +7,12 @@ official code or TRL: docs/differences.md.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -18,28 +21,41 @@ from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
 from papo_hub.batch import Batch
-from papo_hub.checkpoint import find_checkpoint, load_optimizer, load_state, save_checkpoint
+from papo_hub.checkpoint import forget_after, is_unfinished, last_good, save_checkpoint
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.training import HeldOut
 from papo_hub.experience import collect
+from papo_hub.guard import Alarm, Guard
 from papo_hub.hub import Uploads
-from papo_hub.objectives import Logprobs
-from papo_hub.plugins import PapoAccelerator, PerceptionPlugin, RewardPlugin, RolloutPlugin, global_counts, syncing
+from papo_hub.interruption import Interrupted, Interruption
+from papo_hub.memory import MicroBatchLimit, device_memory, memory_plan
+from papo_hub.objectives import Counts, Logprobs, Objective
+from papo_hub.plugins import (
+    PapoAccelerator,
+    PerceptionPlugin,
+    RewardPlugin,
+    RolloutPlugin,
+    global_counts,
+    on_main,
+    syncing,
+)
 from papo_hub.preparation import (
     check_model,
     check_run_folder,
+    chosen_checkpoint,
     load_model,
     load_reference,
     prompt_stream,
     recipe_processor,
-    resume_point,
     steps_of,
     training_rows,
     write_provenance,
 )
 from papo_hub.report import export_model, finish_run
+from papo_hub.run_state import RunState
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
-from papo_hub.tracking import RunLog, trackers
+from papo_hub.tracking import RunLog, row, trackers
+from papo_hub.unfinished import StepUnderWay
 
 OPTIONAL = (
     "perception_kl",
@@ -47,10 +63,15 @@ OPTIONAL = (
     "masked_entropy",
     "reference_kl",
 )  # what an algorithm may do without
+LEAST_GAMMA_FACTOR = 1 / 8  # three times halved: then gamma is not what ails the run
 
 
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row had a gradient that is not finite."""
+
+
+class CollapseAhead(RuntimeError):
+    """The guard stopped a run that shows early signs of collapse."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -62,8 +83,16 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         ConfigError: the recipe contradicts itself, the model or the number of processes.
-        TooManyUnusableRows, SamplingExhausted, TrainingDiverged: the data or the run is past saving; each says what to do.
+        Interrupted: a signal or `max_time` ended it early; a checkpoint was saved, from which it goes on as if nothing was.
+        CheckpointError: a checkpoint that cannot be resumed from, or not be written.
+        TooManyUnusableRows, SamplingExhausted, TrainingDiverged, CollapseAhead, MemoryExhausted: the data or the run is
+            past saving; each says what to do.
     """
+    with Interruption(config.max_time) as interruption:
+        return _train(config, interruption)
+
+
+def _train(config: TrainConfig, interruption: Interruption) -> Path:
     accelerator = PapoAccelerator(
         perception_plugin=PerceptionPlugin.from_config(config),
         rollout_plugin=RolloutPlugin.from_config(config),
@@ -77,8 +106,7 @@ def train(config: TrainConfig) -> Path:
     check_processes(config, accelerator.num_processes)
     check_model(config)
     run = Path(config.output_dir)
-    with accelerator.main_process_first():  # what lies on the Hub is brought here once
-        checkpoint = find_checkpoint(resume_point(config), run / "checkpoints")
+    checkpoint = chosen_checkpoint(run, config, accelerator)
     check_run_folder(run, checkpoint, config)
 
     # Data, then models: a wrong dataset is found before any weight is loaded.
@@ -97,99 +125,141 @@ def train(config: TrainConfig) -> Path:
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, config.warmup_steps, max_steps * config.updates_per_step
     )
-    done, skipped_updates = 0, 0
-    if checkpoint is not None:
-        state = load_state(checkpoint)
-        done, skipped_updates = state["step"], state["skipped_updates"]
-        load_optimizer(checkpoint, model, optimizer)
-        scheduler.load_state_dict(state["scheduler"])
-        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate  # a schedule that is loaded does not set it until its next step
-        stream.load_state_dict(state["stream"])
     policy, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(policy)
     engine = rollout.engine(model, processor.tokenizer)
+    limit = MicroBatchLimit(config.max_tokens_per_micro_batch, config.micro_batch_size, print)
+    state = RunState(model, optimizer, scheduler, stream, Guard(), limit)
+    if checkpoint is not None:
+        state.load(checkpoint)
 
     disable_progress_bar()  # of transformers, for saving: the run has its own
     run_name = None
     if accelerator.is_main_process:
         run_name = write_provenance(run, config, accelerator.num_processes, resumed=checkpoint is not None)
-    log = RunLog(run, config, accelerator, max_steps, done)
+    log = RunLog(run, config, accelerator, max_steps, state.step)
+    limit.say = log.say
     for notice in notices(config):
         log.say(f"note: {notice}")
     shared = (reason := misfit(model)) is None
     log.say("each prompt is computed once for all its completions" if shared else f"one row a completion: {reason}")
-    max_tokens = config.max_tokens_per_micro_batch // (2 if perception.live else 1)  # live: both views at once
+    log.say(memory_plan(config, model.config).line(device_memory(accelerator.device)))
     if checkpoint is not None:
-        log.say(f"resumed from {checkpoint} at step {done}")
+        log.say(f"resumed from {checkpoint} at step {state.step}")
     accelerator.init_trackers(
         "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run_name, "resume": "allow"}}
     )
     uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
-    if held_out is not None and done == 0:
+    if held_out is not None and checkpoint is None:
         held_out.measure(run, "before", engine, policy, processor, accelerator, config.model_name_or_path)
 
+    def gradients(objective: Objective, update: Batch, counts: Counts) -> dict[str, Tensor] | None:
+        """All forward and backward passes of an update; its token sums, or None on every rank: the run is to stop."""
+        optimizer.zero_grad()  # what an attempt left that ran out of memory
+        sums: dict[str, Tensor] = {}
+        for micro, last in limit.micros(update, shared, views=2 if perception.live else 1):
+            if last and interruption.agreed(accelerator):  # before the processes exchange gradients
+                return None
+            if interruption.requested:
+                continue
+            with syncing(accelerator, policy, last):
+                with accelerator.autocast():  # what runs beside the wrapped forward, too
+                    logprobs = views(policy, micro, perception, config.temperature)
+                loss, micro_sums = objective(logprobs, counts)
+                # Processes average their gradients; the denominators are already global, so undo the average.
+                accelerator.backward(loss * accelerator.num_processes)
+            sums = {name: sums.get(name, 0) + value for name, value in micro_sums.items()}
+        return sums
+
+    interruption.deferred = True  # from here on, what asks the run to stop waits until it can be resumed exactly
     policy.train()
-    for step in range(done, max_steps):
-        objective = perception.objective(config.algorithm, config.policy_weights, step, max_steps)
-        batch, metrics = collect(policy, reference, engine, stream, accelerator, config, step)
+    while state.step < max_steps:
+        step = state.step
+        objective = perception.objective(config.algorithm, config.policy_weights, step, max_steps, state.gamma_factor)
+        position = stream.state_dict()
+        if is_unfinished(checkpoint):
+            under_way = StepUnderWay.load(
+                checkpoint, stream, accelerator.process_index, accelerator.num_processes, accelerator.device
+            )
+        else:
+            under_way = collect(policy, reference, engine, stream, accelerator, config, step, limit, interruption)
+        checkpoint = None
 
         started = time.perf_counter()
-        sums: dict[str, Tensor] = {}
-        norms = []
-        for update in split(batch, config.updates_per_step):
+        for update in [] if under_way is None else under_way.remaining(config.updates_per_step):
             counts = global_counts(accelerator, update.completion_mask)
-            for micro, last in update.micros(max_tokens, config.micro_batch_size, shared):
-                with syncing(accelerator, policy, last):
-                    with accelerator.autocast():  # what runs beside the wrapped forward, too
-                        logprobs = views(policy, micro, perception, config.temperature)
-                    loss, micro_sums = objective(logprobs, counts)
-                    # Processes average their gradients; the denominators are already global, so undo the average.
-                    accelerator.backward(loss * accelerator.num_processes)
-                sums = {name: sums.get(name, 0) + value for name, value in micro_sums.items()}
+            compute = partial(gradients, objective, update, counts)
+            sums = limit.retry(compute, exchanging=accelerator.num_processes > 1)
+            if sums is None:
+                break
             norm = float(accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
             if math.isfinite(norm):
                 optimizer.step()
-                norms.append(norm)
-                skipped_updates = 0
+                under_way.norms.append(norm)
+                state.skipped_updates = 0
             else:
-                skipped_updates += 1
-                log.say(f"step {step + 1}: the gradient is not finite; update skipped ({skipped_updates} in a row)")
+                state.skipped_updates += 1
+                log.say(
+                    f"step {step + 1}: the gradient is not finite; update skipped ({state.skipped_updates} in a row)"
+                )
             learning_rate = scheduler.get_last_lr()[0]
             scheduler.step()
             optimizer.zero_grad()
-            if skipped_updates >= config.max_skipped_updates:
+            under_way.add(sums)
+            if state.skipped_updates >= config.max_skipped_updates:
                 raise TrainingDiverged(
-                    f"step {step + 1}: {skipped_updates} updates in a row had a gradient that is not finite. "
+                    f"step {step + 1}: {state.skipped_updates} updates in a row had a gradient that is not finite. "
                     "Lower learning_rate or gamma and resume from the last checkpoint (--resume_from_checkpoint latest)."
                 )
+        if under_way is None or under_way.updates < config.updates_per_step:
+            saved = save(run, state, processor, accelerator, config, position, under_way)
+            accelerator.end_training()
+            raise Interrupted(
+                f"stopped by {interruption.reason} in step {step + 1} of {max_steps}; saved {saved}. "
+                "Go on with --resume_from_checkpoint latest."
+            )
 
-        metrics["time/update"] = time.perf_counter() - started
-        metrics |= {
+        metrics = under_way.metrics | {
+            "time/update": time.perf_counter() - started,
             "objective/gamma": objective.weights.gamma,
-            "optim/grad_norm": sum(norms) / len(norms) if norms else None,
+            "optim/grad_norm": sum(under_way.norms) / len(under_way.norms) if under_way.norms else None,
             "optim/lr": learning_rate,
-            "optim/skipped_updates": config.updates_per_step - len(norms),
+            "optim/skipped_updates": config.updates_per_step - len(under_way.norms),
         }
-        log.step({"step": step + 1} | reduced(accelerator, batch, sums) | metrics)
+        made = row({"step": step + 1} | reduced(accelerator, under_way.batch, under_way.sums) | metrics)
+        log.step(made)
         log.skipped_rows(stream.skipped)
         if (step + 1) % config.sample_steps == 0 or step == 0:
-            log.samples(step + 1, batch)
-        due = step + 1 == max_steps or (config.save_steps > 0 and (step + 1) % config.save_steps == 0)
-        if due and accelerator.is_main_process:
-            state = {
-                "skipped_updates": skipped_updates,
-                "scheduler": scheduler.state_dict(),
-                "stream": stream.state_dict(),
-            }
-            folder = run / "checkpoints"
-            uploads.saved(
-                save_checkpoint(folder, step + 1, model, processor, optimizer, state, config.save_total_limit)
-            )
-        accelerator.wait_for_everyone()
+            log.samples(step + 1, under_way.batch)
+        state.step += 1
+
+        alarm = None if config.guard == "off" else on_main(accelerator, partial(state.guard.observe, made))
+        if alarm is not None and config.guard == "lower" and state.gamma_factor > LEAST_GAMMA_FACTOR:
+            good = on_main(accelerator, partial(forget_after, run / "checkpoints", alarm.since - 1))
+            state.go_back(good, config)
+            log.alarm(alarm, f"Back to step {state.step}, with gamma × {state.gamma_factor:g}.")
+            log.go_back(state.step)
+            continue
+        stop = alarm is not None and config.guard != "warn"
+        if alarm is not None:
+            log.alarm(alarm, "Training stops." if stop else "Training goes on.")
+        due = state.step == max_steps or (config.save_steps > 0 and state.step % config.save_steps == 0)
+        if due or stop:
+            saved = save(run, state, processor, accelerator, config)
+            if uploads is not None:
+                uploads.saved(saved)
+        if stop:
+            accelerator.end_training()
+            raise CollapseAhead(stopped_by_guard(run, alarm))
 
     log.close()
     stream.close()  # what it read ahead gives its memory back
+    if interruption.agreed(accelerator):
+        raise Interrupted(
+            f"stopped by {interruption.reason} after the last step, before the end was measured. "
+            "Go on with --resume_from_checkpoint latest."
+        )
+    interruption.deferred = False
     if held_out is not None:
         held_out.measure(run, "after", engine, policy, processor, accelerator, config.model_name_or_path)
     if accelerator.is_main_process:
@@ -200,6 +270,59 @@ def train(config: TrainConfig) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run
+
+
+def save(
+    run: Path,
+    state: RunState,
+    processor: Any,
+    accelerator: PapoAccelerator,
+    config: TrainConfig,
+    position: dict[str, Any] | None = None,
+    under_way: StepUnderWay | None = None,
+) -> Path:
+    """Write a checkpoint. Runs on every rank, and returns when it is there.
+
+    In the middle of a step: `position` is the data stream's from before it, `under_way` what there is of it, if anything.
+    """
+    folder = run / "checkpoints"
+    shares = folder / "partial-shares"
+    if under_way is not None:
+        if accelerator.is_main_process:
+            shutil.rmtree(shares, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        under_way.save(shares, accelerator.process_index)
+        accelerator.wait_for_everyone()
+
+    def write() -> Path:
+        here = last_good(folder, state.step)
+        if position is not None and under_way is None and here is not None and here.name == f"step-{state.step:06d}":
+            return here  # it was saved at the end of the last step
+        moving = state.state_dict() | ({} if position is None else {"stream": position})
+        healthy = None if config.guard == "off" else state.guard.healthy_until
+        return save_checkpoint(
+            folder,
+            state.step,
+            state.model,
+            processor,
+            state.optimizer,
+            moving,
+            config.save_total_limit,
+            healthy,
+            None if under_way is None else shares,
+        )
+
+    return on_main(accelerator, write)
+
+
+def stopped_by_guard(run: Path, alarm: Alarm) -> str:
+    """What to do after the guard stopped a run."""
+    good = last_good(run / "checkpoints", alarm.since - 1)
+    back = f"--resume_from_checkpoint {good}" if good else "a new output_dir"
+    return (
+        f"the guard stopped the run at step {alarm.step}, whose last good step is {alarm.since - 1}: "
+        f"{'; '.join(sign.text for sign in alarm.signs)}. {alarm.remedy} Go on with {back}; what was seen is in {run}/guard.jsonl."
+    )
 
 
 def views(policy: torch.nn.Module, micro: Batch, perception: PerceptionPlugin, temperature: float) -> Logprobs:
@@ -216,12 +339,6 @@ def views(policy: torch.nn.Module, micro: Batch, perception: PerceptionPlugin, t
     old = clean.detach() if micro.old_logprobs is None else micro.old_logprobs
     mask = mask.to(clean.device, non_blocking=True)
     return Logprobs(clean, old, micro.advantages, mask, micro.reference_logprobs, masked)
-
-
-def split(batch: Batch, updates: int) -> list[Batch]:
-    """The batch in equal parts, one an optimizer step; groups stay whole."""
-    size = len(batch) // updates
-    return [batch.select(slice(i * size, (i + 1) * size)) for i in range(updates)]
 
 
 def reduced(accelerator: PapoAccelerator, batch: Batch, sums: dict[str, Tensor]) -> dict[str, float]:

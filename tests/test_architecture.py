@@ -12,13 +12,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "papo_hub"
 
 LAYERS = {
-    0: "version resources redaction config batch images masking randomness rewards grading workers objectives "
+    0: "version resources redaction files config batch images masking randomness rewards grading workers objectives "
     "statistics metrics",
     1: "modeling",
     2: "data stream digits head logprobs prefix_attention shared_prefix rollout",
-    3: "experience trainer preparation dry_run warmup report card dataset drawing figures checkpoint tracking guard "
-    "plugins evaluation hub",
-    5: "cli",
+    3: "experience trainer run_state unfinished checkpoint interruption memory guard preparation dry_run warmup "
+    "report tracking plugins evaluation hub card dataset drawing figures",
+    5: "cli ending",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
@@ -26,7 +26,7 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split(
 LIBRARIES = {
     "torch": 0, "numpy": 0, "PIL": 0, "math_verify": 0, "sympy": 0, "latex2sympy2_extended": 0, "yaml": 0, "mathruler": 0,
     "transformers": 1, "tokenizers": 1, "safetensors": 1, "datasets": 2, "sklearn": 2, "accelerate": 3, "matplotlib": 3,
-    "jinja2": 3, "tqdm": 3, "huggingface_hub": 5,
+    "jinja2": 3, "tqdm": 3, "xxhash": 3, "huggingface_hub": 5,
 }  # fmt: skip
 EXCEPTIONS = {
     ("metrics", "datasets"),  # the types of a metric's inputs

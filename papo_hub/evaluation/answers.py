@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from papo_hub.files import replace_file
+
 FILE = "answers.jsonl"
 
 
@@ -161,13 +163,6 @@ def merge(folder: Path, order: Callable[[Answer], Any] | None = None) -> list[An
         if file.name != FILE:
             file.unlink()
     return answers
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Written aside and renamed: whoever reads finds the old text or the new one, whole."""
-    aside = file.with_name(f"partial-{file.name}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
 
 
 def begun(folder: Path) -> bool:

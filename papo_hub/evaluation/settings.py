@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from papo_hub.config import ConfigError
-from papo_hub.evaluation.answers import FILE, Answer, begun, read_answers, replace_file
+from papo_hub.evaluation.answers import FILE, Answer, begun, read_answers
 from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.views import CLEAN
+from papo_hub.files import replace_file
 from papo_hub.hub.cache import read_commit
 from papo_hub.redaction import redacted
 from papo_hub.tracking import circumstances, package_versions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,7 +30,9 @@ class RolloutEngine(Protocol):
         sampling: Sampling,
         generator: torch.Generator | Sequence[int],
         view: Literal["clean", "masked"] = "clean",
+        given_up: Callable[[], bool] = lambda: False,
     ) -> list[Completion]:
         """P · G completions, prompt by prompt. All randomness comes from `generator`, or from P · G seeds, one a
-        completion: what is drawn for it then depends on its seed alone, not on what is sampled beside it."""
+        completion: what is drawn for it then depends on its seed alone, not on what is sampled beside it. Once `given_up`
+        says that nobody wants them any more, it returns soon, with whatever there is."""
         ...

@@ -52,6 +52,7 @@ class TransformersEngine:
         sampling: Sampling,
         generator: torch.Generator | Sequence[int],
         view: Literal["clean", "masked"] = "clean",
+        given_up: Callable[[], bool] = lambda: False,
     ) -> list[Completion]:
         """See `RolloutEngine.generate`. A generator lives on the model's device.
 
@@ -63,18 +64,20 @@ class TransformersEngine:
         by_length = sorted(range(len(prompts)), key=lambda i: prompts[i].length)  # like with like
         at_once = max(self.batch_size // num_generations, 1)
         for start in range(0, len(prompts), at_once):
+            if given_up():
+                break
             chunk = by_length[start : start + at_once]
             rows = [getattr(prompts[i], view) for i in chunk]
             randomness = generator
             if not isinstance(generator, torch.Generator):
                 randomness = [seed for i in chunk for seed in generator[i * num_generations :][:num_generations]]
-            decoded = self._decode(rows, num_generations, sampling, randomness)
+            decoded = self._decode(rows, num_generations, sampling, randomness, given_up)
             for place, completion in enumerate(decoded):
                 completions[chunk[place // num_generations]].append(completion)
         self.model.train(was_training)
         return [completion for group in completions for completion in group]
 
-    def _decode(self, rows: list[dict[str, Tensor]], num_generations: int, sampling: Sampling, generator):
+    def _decode(self, rows: list[dict[str, Tensor]], num_generations: int, sampling: Sampling, generator, given_up):
         """The completions of each prompt, in order. One transfer to the host a token."""
         device = next(self.model.parameters()).device
         decoder = start_decoding(self.model, rows, num_generations)
@@ -98,7 +101,7 @@ class TransformersEngine:
                 ids[row].append(token)
                 finished[row] = token in self.stop_ids or (sampling.stop_on_boxed and self._is_boxed(ids[row]))
             going = [place for place, row in enumerate(active) if not finished[row]]
-            if not going or step + 1 == sampling.max_completion_length:
+            if not going or step + 1 == sampling.max_completion_length or given_up():
                 break
             if len(going) < len(active):
                 decoder.keep(going)

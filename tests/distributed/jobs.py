@@ -43,7 +43,7 @@ class EngineByPrompt:
     def __init__(self, tokenizer, right):
         self.tokenizer, self.right = tokenizer, right
 
-    def generate(self, prompts, num_generations, sampling, generator, view="clean"):
+    def generate(self, prompts, num_generations, sampling, generator, view="clean", given_up=None):
         completions = []
         for prompt in prompts:
             for i in range(num_generations):

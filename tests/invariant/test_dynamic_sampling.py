@@ -18,7 +18,7 @@ class ScriptedEngine:
     def __init__(self, tokenizer, script):
         self.tokenizer, self.script, self.met = tokenizer, script, []
 
-    def generate(self, prompts, num_generations, sampling, generator, view="clean"):
+    def generate(self, prompts, num_generations, sampling, generator, view="clean", given_up=None):
         completions = []
         for prompt in prompts:
             script = self.script[len(self.met) % len(self.script)]
@@ -48,7 +48,7 @@ def scripted(fast_config, monkeypatch, tmp_path):
         settings = {"objective": "papo_d", "num_generations": 3, "max_steps": 2, "max_completion_length": 16}
         settings["output_dir"] = tmp_path / f"run{len(engines)}"
         trainer.train(fast_config(**settings | overrides))
-        return engines[-1], [batch for batch, _ in batches]
+        return engines[-1], [step.batch for step in batches]
 
     return run
 

@@ -15,12 +15,13 @@ def run(fast_config, warm_model_folder, tmp_path, monkeypatch):
     collect, score = experience.collect, experience.score
     found, views = [], []
 
-    def spy_collect(policy, reference, engine, stream, accelerator, config, step):
-        batch, log = collect(policy, reference, engine, stream, accelerator, config, step)
+    def spy_collect(policy, reference, engine, stream, accelerator, config, step, limit, interruption):
+        under_way = collect(policy, reference, engine, stream, accelerator, config, step, limit, interruption)
         if not found:
             with accelerator.autocast():
-                found.extend([batch, score(policy, batch, "clean", config)])
-        return batch, log
+                again = score(policy, under_way.batch, "clean", config.temperature, limit, interruption)
+            found.extend([under_way.batch, again])
+        return under_way
 
     monkeypatch.setattr(trainer, "collect", spy_collect)
     monkeypatch.setattr(experience, "score", lambda *given: views.append(given[2]) or score(*given))

@@ -116,7 +116,7 @@ def test_every_checkpoint_leads_to_the_same_end(config):
 
 def test_a_resumed_run_that_forgets_its_moments_would_show(config, monkeypatch):
     whole = train(config("whole", save_steps=1, save_total_limit=STEPS))
-    monkeypatch.setattr("papo_hub.trainer.load_optimizer", lambda *arguments: None)
+    monkeypatch.setattr("papo_hub.run_state.load_optimizer", lambda *arguments: None)
     forgetful = train(config("forgetful", resume_from_checkpoint=whole / "checkpoints" / "step-000004"))
     ours, theirs = (read_metrics(run / "metrics.jsonl")[-1] for run in (forgetful, whole))
     assert ours["objective/perception_kl"] != theirs["objective/perception_kl"]
