@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 from transformers import ProcessorMixin
 
 from papo_hub.batch import Prompt, Sample
-from papo_hub.images import UnusableImage, decode_image
+from papo_hub.grading.judgement import MAX_LENGTH
+from papo_hub.images import UnusableImage, decode_images, image_sources, listed
 
 PLACEHOLDER = "<image>"
 PROMPT_SUFFIX = (
@@ -33,16 +37,21 @@ PROMPT_SUFFIX = (
 COLUMNS = ("problem", "answer", "images")
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 LONGEST_TAG = 64  # characters; a longer text groups nothing
+MAX_TAGS = 64  # of a row that lists them
+LONGEST_ID = 200  # characters; a longer text names nothing
+LONGEST_REASON = 300  # characters
+NOT_UNICODE = "\udcff"  # what a cell reads as whose bytes are no text; no text either
 
 Mask = Callable[[Image.Image, torch.Generator], Image.Image]
 
 
 class UnusableRow(ValueError):
-    """One row that cannot be trained on; `reason` reads "kind" or "kind: detail"."""
+    """One row that cannot be trained on; `reason` reads "kind" or "kind: detail", in one short printable line."""
 
     def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+        reason = "".join(char if char.isprintable() else " " for char in reason)
+        self.reason = reason if len(reason) <= LONGEST_REASON else f"{reason[: LONGEST_REASON - 1]}…"
+        super().__init__(self.reason)
 
 
 class DataError(ValueError):
@@ -61,8 +70,9 @@ class Rows:
     """Rows by index, each a dict with the keys `problem`, `answer`, `images` and `id`.
 
     `table` is a `datasets.Dataset`, a list of dicts, or anything else with a length and an index. `root` is the folder
-    that image paths in the rows are relative to and may not leave; without one, no path is followed. A row without an
-    id is known by its index.
+    that image paths in the rows are relative to and may not leave; without one, no path is followed. In a list, ids
+    count where every row has one of its own (see `names`); else, and in other tables where a row has none, a row is
+    known by its index.
     """
 
     table: Sequence[Mapping[str, Any]]
@@ -72,32 +82,74 @@ class Rows:
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = dict(self.table[index])
-        if row.get("id") is None:
+        try:
+            row = dict(self.table[index])
+        except UnicodeDecodeError:
+            row = self._cells(index)
+        if row.get("id") is None or not self._named:
             row["id"] = index
         return row
+
+    @cached_property
+    def _named(self) -> bool:
+        return not isinstance(self.table, (list, tuple)) or names([row.get("id") for row in self.table])
+
+    def _cells(self, index: int) -> dict[str, Any]:
+        """A row of which a cell is not Unicode, although the table says that it is text."""
+        row = {}
+        for name in self.table.column_names:
+            try:
+                row[name] = self.table.with_format(columns=[name])[index][name]
+            except UnicodeDecodeError:
+                row[name] = NOT_UNICODE
+        return row
+
+
+def is_name(value: Any) -> bool:
+    """Whether an id can name its row in files and messages: a number, or a printable text, neither of them long."""
+    if isinstance(value, str):
+        return 0 < len(value) <= LONGEST_ID and value.isprintable()
+    return type(value) in (int, float) and abs(value) < 1e100
+
+
+def names(ids: Sequence[Any]) -> bool:
+    """Whether these ids name their rows: each is one, and no two read the same."""
+    return all(map(is_name, ids)) and len(set(map(str, ids))) == len(ids)
 
 
 @dataclass(frozen=True)
 class StreamedRows:
     """Rows that are read in passing: as those of `Rows`, but nobody knows how many there are.
 
-    They come in shards, the files of the dataset. `root` is as in `Rows`. An id is taken as it stands, since whether it
-    is unique shows at the end only; a row without one is known by its number, behind that of its shard if there are more.
+    They come in shards, the files of the dataset; `files` are they, where they lie here. `root` is as in `Rows`. An id
+    that `is_name` is taken as it stands, since whether it is unique shows at the end only; a row without one is known by
+    its number, behind that of its shard if there are more.
     """
 
     table: datasets.IterableDataset
     root: Path | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def num_shards(self) -> int:
         return self.table.num_shards
 
     def shard(self, index: int, start: int = 0) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
-        """The rows of one shard from the `start`-th on, each with its key: (number,), or (shard, number)."""
-        for number, row in enumerate(self.table.shard(self.num_shards, index).skip(start), start):
-            key = (number,) if self.num_shards == 1 else (index, number)
-            yield key, {**row, "id": "-".join(map(str, key)) if row.get("id") is None else row["id"]}
+        """The rows of one shard from the `start`-th on, each with its key: (number,), or (shard, number).
+
+        Raises DataError where it ends before its end: a file is torn, or the connection was lost.
+        """
+        number = start
+        try:
+            for number, row in enumerate(self.table.shard(self.num_shards, index).skip(start), start):
+                key = (number,) if self.num_shards == 1 else (index, number)
+                yield key, {**row, "id": row["id"] if is_name(row.get("id")) else "-".join(map(str, key))}
+        except _UNREADABLE as error:
+            file = self.files[index] if len(self.files) == self.num_shards else f"shard {index} of the dataset"
+            raise DataError(
+                f"cannot read {file} after row {number}: {error}. If the file is damaged, repair it or take it out; if "
+                "the connection was lost, resume the run."
+            ) from error
 
 
 def load_rows(
@@ -116,7 +168,7 @@ def load_rows(
     Raises FileNotFoundError where there is no such file or dataset, DataError where it cannot be read, is empty, lacks
     the split or a column.
     """
-    table, source, root = _open(name_or_path, split, revision)
+    table, source, root, _ = _open(name_or_path, split, revision)
     if len(table) == 0:
         raise DataError(f"the dataset {source!r} (split {split!r}) has no rows")
     return Rows(_select(table, columns, source), root)
@@ -133,21 +185,24 @@ def stream_rows(
     Images that a streamed Hub dataset keeps as files beside its table are out of reach: it must hold their bytes.
     Raises as `load_rows`; slices such as "train[:100]" are no split here.
     """
-    table, source, root = _open(name_or_path, split, revision, streaming=True)
+    table, source, root, files = _open(name_or_path, split, revision, streaming=True)
     if table.column_names is None:
+        with _readable(source, split):  # a damaged file says so when its first row is asked for
+            next(iter(table), None)
         raise DataError(f"the dataset {source!r} does not say what its columns are: read it without streaming")
     table = _select(table, columns, source)
     with _readable(source, split):
         first = next(iter(table.take(1)), None)
     if first is None:
         raise DataError(f"the dataset {source!r} (split {split!r}) has no rows")
-    return StreamedRows(table, root)
+    return StreamedRows(table, root, tuple(files))
 
 
 def _open(
     name_or_path: str | os.PathLike, split: str, revision: str | None, streaming: bool = False
-) -> tuple[datasets.Dataset | datasets.IterableDataset, str, Path | None]:
-    """(table, its name, the folder of its image paths). Raises as `load_rows`."""
+) -> tuple[datasets.Dataset | datasets.IterableDataset, str, Path | None, list[Path]]:
+    """(table, its name, the folder of its image paths, its files where they were chosen here). Raises as `load_rows`."""
+    files: list[Path] = []
     path = Path(name_or_path).expanduser()
     if path.exists():
         if revision is not None:
@@ -171,17 +226,38 @@ def _open(
                 table = table[split]
             table = table.to_iterable_dataset() if streaming else table
         elif files := _data_files(path, split):
-            if not any(file.stat().st_size for file in files):  # `datasets` fails on these without a word
-                raise DataError("the file is empty")
+            if empty := [file for file in files if file.stat().st_size == 0]:  # which `datasets` passes over in silence
+                raise DataError(f"the file {empty[0].name} is empty")
             if not _has_configs(path):
                 root = Path(os.path.commonpath([file.parent for file in files]))
             patterns = [_escape_glob(str(file.absolute())) for file in files]
             # The name without a slice such as "train[:100]".
             data_files = {re.match(r"\w*", split)[0]: patterns}
-            table = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=data_files, **options)
+            try:
+                table = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=data_files, **options)
+            except _UNREADABLE as error:
+                raise DataError(f"{_damaged(files)}{error.__cause__ or error}") from error
         else:
             table = datasets.load_dataset(source, **options)
-    return table, source, root
+    return table, source, root, files
+
+
+# What `datasets` and Arrow raise on files that are damaged or out of reach; most of Arrow's are ValueErrors or OSErrors.
+_UNREADABLE = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, TypeError, OSError)
+
+
+def _damaged(files: list[Path]) -> str:
+    """The name of the first file that cannot be read alone; nothing where each can, and they do not fit together."""
+    for file in files if len(files) > 1 else ():
+        try:
+            alone = datasets.load_dataset(
+                BUILDERS[file.suffix], data_files=[_escape_glob(str(file.absolute()))], split="train", streaming=True
+            )
+            for _ in alone.with_format("arrow").iter(1000):
+                pass
+        except _UNREADABLE:
+            return f"{file.name}: "
+    return ""
 
 
 @contextmanager
@@ -194,8 +270,8 @@ def _readable(source: str, split: str) -> Iterator[None]:
             f"cannot find the dataset {source!r} (split {split!r}): {error}. It is neither a local path nor reachable "
             "on the Hub: check the name, the network and HF_HUB_OFFLINE, and log in if it is private."
         ) from error
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        detail = f"{error.__cause__ or error}"
+    except _UNREADABLE as error:
+        detail = error if isinstance(error, DataError) else error.__cause__ or error
         raise DataError(f"cannot read the dataset {source!r} (split {split!r}): {detail}") from error
 
 
@@ -260,9 +336,11 @@ def _select(
         and (getattr(feature, "dtype", None) in ("string", "large_string") or column == "tags")
     ]
     if "id" in table.column_names and "id" not in columns.values():
-        ids = list(table["id"]) if isinstance(table, datasets.Dataset) else []
-        if None not in ids and len(set(map(str, ids))) == len(ids):
-            kept.append("id")
+        try:
+            named = not isinstance(table, datasets.Dataset) or names(list(table["id"]))
+        except UnicodeDecodeError:
+            named = False
+        kept += ["id"] if named else []
     kept = [column for column in kept if column not in columns.values()]
     undecoded, images = datasets.Image(decode=False), table.features[columns["images"]]
     if isinstance(images, datasets.Image):  # before anything else: renaming streamed columns decodes them
@@ -283,23 +361,65 @@ def special_tokens(processor: ProcessorMixin) -> frozenset[str]:
     return frozenset(token for token in added | marks if token)
 
 
-def check_row(row: Mapping[str, Any], root: Path | None = None, forbidden: frozenset[str] = frozenset()) -> Sample:
+@dataclass(frozen=True)
+class PromptLimit:
+    """A length that no prompt may exceed, for text that no tokenizer has read and images that nobody has decoded.
+
+    A token stands for at most `longest_token` characters, and an image takes at least one token: what is refused here
+    could not have fitted. (Signs that a tokenizer does not know count in full, even where it makes one token of many.)
+    """
+
+    max_prompt_length: int
+    longest_token: int
+
+    @classmethod
+    def of(cls, processor: ProcessorMixin, max_prompt_length: int | None) -> PromptLimit | None:
+        if max_prompt_length is None:
+            return None
+        return cls(max_prompt_length, max(map(len, processor.tokenizer.get_vocab())))
+
+    def check(self, characters: int, images: int) -> None:
+        """Raises UnusableRow for a prompt that must be too long."""
+        least = -(-characters // self.longest_token) + images
+        if least > self.max_prompt_length:
+            raise UnusableRow(
+                f"prompt too long: at least {least} tokens ({characters} characters, {images} images), "
+                f"max_prompt_length is {self.max_prompt_length}"
+            )
+
+
+def check_row(
+    row: Mapping[str, Any],
+    root: Path | None = None,
+    forbidden: frozenset[str] = frozenset(),
+    limit: PromptLimit | None = None,
+) -> Sample:
     """The sample in a row, or UnusableRow with the reason.
 
     * A problem without any placeholder gets one an image in front; any other mismatch is unusable.
     * Text with one of the `forbidden` strings (`special_tokens`) is unusable: it could end the user's turn or stand for
       an image that is not there. Encoding it as plain text is no way out, since processors find tokens by their text.
     * Tags are what the mapping `tags` says, or else every other short text of the row.
-    * Numbers as answers become text; a row without an image is unusable, as nothing could be perceived.
+    * Numbers as answers become text; of more than MAX_LENGTH characters, none is graded. A row without an image is
+      unusable, as nothing could be perceived.
     * An image is bytes, a PIL image, a dict {bytes, path}, or a path within `root`; see `papo_hub.images`.
+    * What cannot fit within the `limit` is refused before anything is made of it.
+    * The id of a row that `is_name` names no row is empty.
     """
+    if limit is not None and isinstance(row.get("problem"), str):
+        limit.check(len(row["problem"].replace(PLACEHOLDER, "").strip()), len(listed(row.get("images"))))
     problem = _text("problem", row.get("problem"))
     answer = row.get("answer")
     if type(answer) in (int, float) and abs(answer) < 1e300:  # neither nan nor infinite, and short enough to print
         answer = str(answer)
     answer = _text("answer", answer).strip()
+    if len(answer) > MAX_LENGTH:
+        raise UnusableRow(f"answer too long: {len(answer)} characters, at most {MAX_LENGTH} are graded")
 
-    sources = image_sources(row, root)
+    try:
+        sources = image_sources(row.get("images"), root)
+    except UnusableImage as error:
+        raise UnusableRow(f"{error}") from error
     placeholders = problem.count(PLACEHOLDER)
     if placeholders == 0:
         problem = PLACEHOLDER * len(sources) + problem
@@ -311,18 +431,28 @@ def check_row(row: Mapping[str, Any], root: Path | None = None, forbidden: froze
     if found := sorted(token for token in forbidden if any(token in text for text in words)):
         raise UnusableRow(f"control token in the problem: {', '.join(found)}")
 
+    try:
+        images = decode_images(sources)
+    except UnusableImage as error:
+        raise UnusableRow(f"unusable image: {error}") from error
     tags = row["tags"] if isinstance(row.get("tags"), Mapping) else row
+    if tags is not row and len(tags) > MAX_TAGS:
+        raise UnusableRow(f"too many tags: {len(tags)}, at most {MAX_TAGS}")
     return Sample(
-        id=str(row.get("id", "")),
+        id=str(row["id"]) if is_name(row.get("id")) else "",
         problem=problem,
         answer=answer,
-        images=tuple(map(_image, sources)),
+        images=images,
         tags={
             name: value
             for name, value in tags.items()
-            if name not in (*COLUMNS, "id") and isinstance(value, str) and 0 < len(value) <= LONGEST_TAG
+            if name not in (*COLUMNS, "id") and _is_tag(name) and _is_tag(value)
         },
     )
+
+
+def _is_tag(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_TAG and value.isprintable()
 
 
 def _text(name: str, value: Any) -> str:
@@ -339,70 +469,13 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def image_sources(row: Mapping[str, Any], root: Path | None = None) -> list[bytes | Path | Image.Image]:
-    """What a row's images are to be decoded from; a Path lies within `root`. Raises UnusableRow."""
-    sources = row.get("images")
-    if sources is None:
-        sources = []
-    elif not isinstance(sources, (list, tuple)):
-        sources = [sources]
-    if not sources:
-        raise UnusableRow("no image")
-    return [_image_source(source, root) for source in sources]
-
-
-def _image_source(source: Any, root: Path | None) -> bytes | Path | Image.Image:
-    if isinstance(source, Mapping):
-        path, source = source.get("path"), source.get("bytes")
-        if source is None and isinstance(path, str):
-            source = _path_within(path, root)
-    elif isinstance(source, str):
-        source = _path_within(source, root)
-    if not isinstance(source, (bytes, Path, Image.Image)):
-        raise UnusableRow(f"unusable image: neither bytes nor a path but {type(source).__name__}")
-    return source
-
-
-def _image(source: bytes | Path | Image.Image) -> Image.Image:
-    try:
-        return decode_image(source)
-    except (UnusableImage, OSError) as error:
-        raise UnusableRow(f"unusable image: {error}") from error
-
-
-def _path_within(name: str, root: Path | None) -> Path:
-    """The file that a row names, if it lies within the data's folder once links and `..` are resolved."""
-    if re.match(r"\s*(?:[a-zA-Z][a-zA-Z0-9+.-]*://|data:)", name):
-        raise UnusableRow("image is a URL: download it next to the data")
-    if root is None:
-        raise UnusableRow("image is a path: these rows have no folder that it could be in")
-    try:
-        path = Path(root, name).resolve()
-        is_file = path.is_file()
-        fence = _fence(root.absolute()).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name too long, a NUL
-        raise UnusableRow(f"image path cannot be read: {type(error).__name__}") from error
-    if not path.is_relative_to(fence):
-        raise UnusableRow(f"image path leaves the data's folder: {name[:100]!r}")
-    if not is_file:
-        raise UnusableRow(f"image file is missing: {name[:100]!r}")
-    return path
-
-
-def _fence(root: Path) -> Path:
-    """The folder that paths may not leave: `root`, but the whole cached repository for a snapshot in the Hub's cache,
-    whose files are links to `blobs` beside it."""
-    for folder in (root, *root.parents):
-        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("datasets--"):
-            return folder.parent.parent
-    return root
-
-
 # --- Sample → Prompt --------------------------------------------------------------------------------------------------
 
 
 def chat_text(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PROMPT_SUFFIX) -> str:
     """The sample as one user turn in the model's chat format, with one image token an image.
+
+    The suffix stands on a line of its own; white space at the problem's end gives way to it.
 
     Raises ValueError where the processor has no chat template.
     """
@@ -414,22 +487,61 @@ def chat_text(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PR
     first, *rest = sample.problem.split(PLACEHOLDER)
     parts = [first] + [part for text in rest for part in (None, text)]
     if prompt_suffix:
-        parts[-1] = f"{parts[-1].rstrip()}\n{prompt_suffix}".lstrip("\n")
+        last = parts[-1].rstrip()
+        parts[-1] = f"{last}\n{prompt_suffix}" if last else prompt_suffix
     content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts if part != ""]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def prompt_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PROMPT_SUFFIX) -> int:
-    """S, the tokens of the encoded prompt, image tokens included; from the images' sizes alone where possible."""
+    """S, the tokens of the encoded prompt, image tokens included; from the images' sizes alone where possible.
+
+    Raises UnusableRow where the problem has control tokens, in whatever way they came about.
+    """
+    return _foreseen_length(sample, processor, prompt_suffix) or encode(sample, processor, prompt_suffix).length
+
+
+def _foreseen_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str) -> int | None:
+    """S; None where the images' sizes do not tell. Raises as `prompt_length`."""
+    ids = _text_ids(sample, processor, prompt_suffix)
     image_processor = processor.image_processor
     merge_size = getattr(image_processor, "merge_size", None)
     if not isinstance(merge_size, int) or not hasattr(image_processor, "get_number_of_image_patches"):
-        return encode(sample, processor, prompt_suffix).length
-    text = chat_text(sample, processor, prompt_suffix)
+        return None
     patches = [image_processor.get_number_of_image_patches(image.height, image.width) for image in sample.images]
-    image_tokens = sum(count // merge_size**2 for count in patches)
-    return len(processor.tokenizer(text, **_text_options(text, processor)).input_ids) - len(patches) + image_tokens
+    return len(ids) - len(patches) + sum(count // merge_size**2 for count in patches)
+
+
+def _text_ids(sample: Sample, processor: ProcessorMixin, prompt_suffix: str) -> list[int]:
+    """The tokens of the prompt, one an image. Its control tokens are those of any problem, or UnusableRow is raised.
+
+    `check_row` finds them in the text; here they are found where a tokenizer's normalisation makes them, or the joints
+    between the problem and what surrounds it.
+    """
+    tokenizer = processor.tokenizer
+    control = _control_ids(processor, len(tokenizer))
+
+    def ids(problem: str) -> list[int]:
+        text = chat_text(replace(sample, problem=problem), processor, prompt_suffix)
+        return tokenizer(text, **_text_options(text, processor)).input_ids
+
+    found = ids(sample.problem)
+    harmless = PLACEHOLDER.join("x" if text.strip() else text for text in sample.problem.split(PLACEHOLDER))
+    ours, usual = ([token for token in some if token in control] for some in (found, ids(harmless)))
+    if ours != usual:
+        extra = sorted((Counter(ours) - Counter(usual)).keys())
+        named = ", ".join(tokenizer.convert_ids_to_tokens(extra)) or "in another order"
+        raise UnusableRow(f"control token in the problem: {named}")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _control_ids(processor: ProcessorMixin, size: int) -> frozenset[int]:
+    """The ids of `special_tokens` but that of unknown text. `size`: of the vocabulary, which may grow."""
+    vocabulary = processor.tokenizer.get_vocab()
+    ids = {vocabulary[token] for token in special_tokens(processor) if token in vocabulary}
+    return frozenset(ids - {processor.tokenizer.unk_token_id})
 
 
 def encode(
@@ -445,9 +557,11 @@ def encode(
     Each image is masked once, in order, with draws from `generator`; all completions of the prompt share the result.
     The views have the same shapes and token ids (see `Prompt`) and differ in `pixel_values` alone.
 
-    Raises UnusableRow for a prompt of more than `max_prompt_length` tokens, ValueError for a mask that changes an
-    image's size, and for a processor without a chat template.
+    Raises UnusableRow for control tokens and for a prompt of more than `max_prompt_length` tokens, ValueError for a mask
+    that changes an image's size, and for a processor without a chat template.
     """
+    foreseen = _foreseen_length(sample, processor, prompt_suffix)
+    check_length(foreseen or 0, max_prompt_length)  # before any picture is processed
     text = chat_text(sample, processor, prompt_suffix)
 
     def view(images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from papo_hub.data import (
     PROMPT_SUFFIX,
     DataError,
     Mask,
+    PromptLimit,
     Rows,
     StreamedRows,
     TooManyUnusableRows,
@@ -53,7 +54,8 @@ class PromptStream:
     values take 24 MB a view for an image of a million pixels (3.7 GB for 384 prompts in two views with 200,000 pixels
     each), besides the images themselves. Without workers `take` does the work itself.
 
-    `skipped` maps the id of each unusable row met so far to the reason.
+    `skipped` maps each unusable row met so far to the reason: by its id, which in streamed rows, where nobody knows
+    whether another has the same, is followed by its number.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class PromptStream:
             max_prompt_length,
             mask,
             forbidden=special_tokens(processor),
+            limit=PromptLimit.of(processor, max_prompt_length),
         )
         self._reading: Iterator[Read] | None = None
         self._share = (0, 1)  # that it reads for
@@ -289,13 +292,14 @@ class Reader:
     max_prompt_length: int | None
     mask: Mask | None
     forbidden: frozenset[str]
+    limit: PromptLimit | None
 
     def __call__(self, place: Place, encoded: bool) -> Read:
         """Check a row and, if it is usable and to be `encoded`, make its prompt."""
         row = self.rows[place.key[0]] if place.row is None else place.row
-        name = str(row["id"])
+        name = self._name(place, row)
         try:
-            sample = check_row(row, self.root, self.forbidden)
+            sample = check_row(row, self.root, self.forbidden, self.limit)
             length = prompt_length(sample, self.processor, self.prompt_suffix)
             check_length(length, self.max_prompt_length)
         except UnusableRow as error:
@@ -310,6 +314,12 @@ class Reader:
                 "`prompt_length` does not know how it counts image tokens"
             )
         return Read(name, prompt=prompt)
+
+    @staticmethod
+    def _name(place: Place, row: Mapping[str, Any]) -> str:
+        """The same in every epoch, and no other row's: rows that shared one would count as one."""
+        name, number = str(row["id"]), "-".join(map(str, place.key))
+        return name if place.row is None or name == number else f"{name} ({number})"
 
 
 def _read(reader: Reader, places: Iterator[Place], rank: int, world_size: int) -> Iterator[tuple[Place, Read]]:

@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from papo_hub.batch import Sample
-from papo_hub.data import Rows, UnusableRow, check_row, image_sources
-from papo_hub.grading.judgement import MAX_LENGTH
+from papo_hub.data import Rows, UnusableRow, check_row
+from papo_hub.images import image_sources
 from papo_hub.rewards import accuracy_reward
 
 # Turn markers and image tokens of the usual chat formats; a model's own tokens are looked for when it is trained.
@@ -24,15 +24,13 @@ def check_publishable(row: Mapping[str, Any], root: Path | None = None) -> tuple
     """The sample in a row and its images as encoded bytes. Raises UnusableRow, for whatever `check_row` does, and
 
     * for control tokens of the usual chat formats in the problem;
-    * for an answer of more than MAX_LENGTH characters, or that the reward would not recognise in a box of its own.
+    * for an answer that the reward would not recognise in a box of its own.
     """
     problem = row.get("problem")
     sample = check_row(row, root, frozenset(_CONTROL.findall(problem) if isinstance(problem, str) else ()))
-    if len(sample.answer) > MAX_LENGTH:
-        raise UnusableRow(f"answer too long: {len(sample.answer)} characters, at most {MAX_LENGTH} are graded")
     if not accuracy_reward(rf"\boxed{{{sample.answer}}}", sample.answer):
         raise UnusableRow(f"answer cannot be graded: {sample.answer[:80]!r} in \\boxed{{}} is not recognised as itself")
-    sources = image_sources(row, root)
+    sources = image_sources(row.get("images"), root)
     return sample, [_encoded(*pair) for pair in zip(sources, sample.images, strict=True)]
 
 

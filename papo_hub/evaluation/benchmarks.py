@@ -219,7 +219,7 @@ def load(benchmark: Benchmark, limit: int | None = None) -> Rows:
     if benchmark.dataset == "digits":
         return Rows(DigitRows(benchmark.split, size=min(limit or benchmark.problems, benchmark.problems)))
     rows = _read(benchmark)
-    table = OfficialTable(rows.table, limit)
+    table = OfficialTable(rows, limit)
     if benchmark.archive and table.names_files():
         table.archive = Archive(_download(benchmark))
     return Rows(table, rows.root)

@@ -45,7 +45,7 @@ class OfficialTable(Sequence):
             raise IndexError(index)
         row = dict(self.table[index])
         # With both in one column, `load_rows` keeps the last name that it was given.
-        if isinstance(turns := row.get("answer"), (list, Mapping)):
+        if isinstance(turns := row.get("answer"), (list, Mapping)) and not isinstance(row.get("problem"), str):
             row["problem"], row["answer"] = said(turns, "user"), said(turns, "assistant")
         if self.archive is not None:
             row["images"] = [self._image(image) for image in images_of(row)]
@@ -69,7 +69,9 @@ def images_of(row: Mapping[str, Any]) -> list:
 def said(turns: list[Mapping[str, Any]] | Mapping[str, list], role: str) -> Any:
     """What the one turn of that role says; None where there is none, or more than one."""
     if isinstance(turns, Mapping):  # as `datasets` reads a sequence of structs that an old version wrote
-        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
+        if not all(isinstance(values, list) for values in turns.values()):
+            return None
+        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=False)]
     found = [turn.get("content") for turn in turns if isinstance(turn, Mapping) and turn.get("role") == role]
     return found[0] if len(found) == 1 else None
 

@@ -18,7 +18,17 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from papo_hub.batch import Prompt, Sample
-from papo_hub.data import PROMPT_SUFFIX, DataError, Rows, UnusableRow, chat_text, check_row, encode, special_tokens
+from papo_hub.data import (
+    PROMPT_SUFFIX,
+    DataError,
+    PromptLimit,
+    Rows,
+    UnusableRow,
+    chat_text,
+    check_row,
+    encode,
+    special_tokens,
+)
 from papo_hub.evaluation.answers import Answer, Key, Transcript, begun, digest, merge, read_answers
 from papo_hub.evaluation.dependence import visual_dependence
 from papo_hub.evaluation.protocol import Protocol
@@ -87,7 +97,7 @@ def answer(
         merge(folder)
     accelerator.wait_for_everyone()
     transcript = Transcript(folder, accelerator.process_index)
-    forbidden = special_tokens(processor)
+    limits = special_tokens(processor), PromptLimit.of(processor, protocol.max_prompt_length)
     units = list(_units(tasks, protocol))[accelerator.process_index :: accelerator.num_processes]
     was_training = policy.training
     policy.eval()
@@ -104,7 +114,7 @@ def answer(
         count = protocol.samples(unit.view)
         if any(key not in known for index in unit.rows for key in _keys(unit, ids[unit.task.name][index], count)):
             rows = [unit.task.rows[index] for index in unit.rows]
-            prompts = list(_prompts(rows, unit, processor, forbidden, protocol, skipped))
+            prompts = list(_prompts(rows, unit, processor, limits, protocol, skipped))
             answered.update(unit.task.name for _ in prompts if unit.view == CLEAN)
             if any(key not in known for prompt in prompts for key in _keys(unit, prompt.sample.id, count)):
                 new = _answer(engine, policy, processor, unit, prompts, protocol, accelerator)
@@ -159,7 +169,7 @@ def _prompts(
     rows: list[dict],
     unit: _Unit,
     processor: Any,
-    forbidden: frozenset[str],
+    limits: tuple[frozenset[str], PromptLimit],
     protocol: Protocol,
     skipped: set[Skipped],
 ) -> Iterator[Prompt]:
@@ -173,7 +183,7 @@ def _prompts(
 
     for row in rows:
         try:
-            sample = check_row(row, task.rows.root, forbidden)
+            sample = check_row(row, task.rows.root, *limits)
             yield replace(shown(sample, unit.view), masked=shown(sample, compared).clean if compared else None)
         except UnusableRow as error:
             skipped.add(Skipped(task.name, f"{row['id']}", error.reason))
