@@ -34,15 +34,15 @@ from papo_hub.tracking import read_metrics
 ROOT = Path(__file__).parents[1]
 FIRST_SEED = 11
 SMOOTHED, FALL, MARGIN = 5, 1 / 3, 2
-STRONG = "--gamma 0.3 --lr_scheduler_type constant --max_steps 40"
+STRONG = "--gamma 0.3 --lr_scheduler_type constant"
 KINDS = {  # a name → its recipe and options
-    "collapse_frozen": f"papo_g {STRONG} --masked_logprobs frozen",
-    "collapse_live": f"papo_g {STRONG} --masked_logprobs live",
-    "healthy_papo_g": "papo_g --max_steps 80",
-    "healthy_papo_d": "papo_d --max_steps 60",
-    "healthy_live": "papo_g --max_steps 80 --masked_logprobs live",
-    "healthy_grpo": "grpo --max_steps 80",
-    "healthy_dapo": "dapo --max_steps 60",
+    "collapse_frozen": f"papo_g {STRONG} --masked_logprobs frozen --max_steps 30",
+    "collapse_live": f"papo_g {STRONG} --masked_logprobs live --max_steps 40",
+    "healthy_papo_g": "papo_g --max_steps 60",
+    "healthy_papo_d": "papo_d --max_steps 50",
+    "healthy_live": "papo_g --max_steps 60 --masked_logprobs live",
+    "healthy_grpo": "grpo --max_steps 60",
+    "healthy_dapo": "dapo --max_steps 50",
 }
 MEANING = {
     "collapse_frozen": "PAPO-G, γ 0.3, masked log-probs frozen",

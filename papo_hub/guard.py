@@ -104,9 +104,9 @@ class Guard:
         if not clamp > 0:
             raise ValueError(f"clamp: {clamp} must be above 0: it is the largest perception KL of a token, in nats.")
         self.clamp = clamp
-        self.healthy_until = 0  # the newest step without any sign: checkpoints up to it are good
+        self.healthy_until = 0  # the newest step without any sign: checkpoints up to it are good (the first 5 unjudged)
         self._history: dict[str, list[float | None]] = {name: [] for name in RULES}  # the last HORIZON + RECENT steps
-        self._last_alarm = self._last_condition = -math.inf
+        self._last_alarm = self._last_condition = 0  # steps
         self._told: set[str] = set()  # the signs of the alarms since it was quiet
 
     def observe(self, row: Mapping[str, Any]) -> Alarm | None:
@@ -163,8 +163,8 @@ class Guard:
         return {
             "healthy_until": self.healthy_until,
             "history": {name: list(values) for name, values in self._history.items()},
-            "last_alarm": None if self._last_alarm == -math.inf else self._last_alarm,
-            "last_condition": None if self._last_condition == -math.inf else self._last_condition,
+            "last_alarm": self._last_alarm,
+            "last_condition": self._last_condition,
             "told": sorted(self._told),
         }
 
@@ -177,13 +177,14 @@ class Guard:
             raise ValueError(f"The guard's state watches {sorted(state['history'])}, this guard {sorted(RULES)}.")
         self.healthy_until = state["healthy_until"]
         self._history = {name: list(values) for name, values in state["history"].items()}
-        self._last_alarm = -math.inf if state["last_alarm"] is None else state["last_alarm"]
-        self._last_condition = -math.inf if state["last_condition"] is None else state["last_condition"]
+        self._last_alarm, self._last_condition = state["last_alarm"], state["last_condition"]
         self._told = set(state["told"])
 
 
 def _move(history: Sequence[float | None], rule: Rule) -> Move | None:
-    """How far the newest values (oldest first) have moved the wrong way; None where it is too early to tell."""
+    """How far the newest values have moved the wrong way; None where the last is missing or it is too early to tell."""
+    if history[-1] is None:
+        return None
     values = [value for value in history if value is not None]
     earlier, recent = values[:-RECENT], values[-RECENT:]
     if len(earlier) < FIRST:
