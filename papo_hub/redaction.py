@@ -12,8 +12,9 @@ TOKEN = re.compile(
     r"((?:hf|api_org)_)(?!transfer\b)[A-Za-z0-9]{8,}\w*|(Bearer\s+)[^\s'\"]+|(sk-)[\w-]{20,}"
     r"|(gh[opsu]_|github_pat_)[A-Za-z0-9]{20,}\w*"
 )
-SIGNED = re.compile(r"((?:https?|s3|gs|hf)://[^\s?'\"<>]+)\?[^\s'\"<>]+")  # storage links carry their permission there
-LOGIN = re.compile(r"://[^\s/@]+@")  # of a link: user:password
+# Storage links carry their permission in the query, others have user:password; as a path, a link has lost a slash.
+SIGNED = re.compile(r"((?:https?|s3|gs|hf)://?[^\s?'\"<>]+)\?[^\s'\"<>]+")
+LOGIN = re.compile(r"(:/{1,2})[^\s/@]+@")
 _SECRET = r"(?:token|secret|password|passwd|(?:api|access)[_-]?key)"
 GIVEN = re.compile(rf"({_SECRET}=|--[\w-]*{_SECRET}\s+)\S+", re.IGNORECASE)  # WANDB_API_KEY=…, --hub_token …
 _SECRET_NAME = re.compile(rf"{_SECRET}$", re.IGNORECASE)
@@ -26,7 +27,7 @@ def redact(text: object, *secrets: str | None) -> str:
     held = (value for name, value in os.environ.items() if names_a_secret(name) and len(value) >= _LEAST)
     for secret in filter(None, (*held, *secrets)):
         redacted = redacted.replace(secret, "…")
-    redacted = LOGIN.sub("://…@", GIVEN.sub(r"\1…", redacted))
+    redacted = LOGIN.sub(r"\1…@", GIVEN.sub(r"\1…", redacted))
     return SIGNED.sub(r"\1?…", TOKEN.sub(lambda found: f"{found[found.lastindex]}…", redacted))
 
 

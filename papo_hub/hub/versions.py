@@ -81,12 +81,14 @@ def _record(repository: Repository, commit: str) -> dict[str, Any]:
                 if name == "evaluation.json":
                     figures = headline(file.parent)
                 elif isinstance(content := yaml.safe_load(file.read_text(encoding="utf-8")), dict):  # JSON is YAML
+                    # A list may unfold without end: yaml repeats what it has read by reference.
+                    content = {name: value for name, value in content.items() if isinstance(value, str | int | float)}
                     recipe, origin = (content, origin) if name == "config.yaml" else (recipe, content)
-            except (yaml.YAMLError, ValueError):
+            except (yaml.YAMLError, ValueError, RecursionError):
                 continue  # somebody else's file of that name
     newest = repository.call("list the commits of", "list_repo_commits", revision=commit)[0]
     dataset = recipe.get("dataset_name")
-    revision = recipe.get("dataset_revision") or (origin.get("dataset_commit") or "")[:10]
+    revision = recipe.get("dataset_revision") or str(origin.get("dataset_commit") or "")[:10]
     objective = recipe.get("objective")
     return {
         "variant": NAMES.get(objective, objective),

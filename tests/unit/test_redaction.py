@@ -15,6 +15,7 @@ TOKEN = "hf_" + "AbCd1234" * 4
         ("PUT https://storage/x/y?X-Amz-Signature=abc&e=1 gave 403", "PUT https://storage/x/y?… gave 403"),
         ("read s3://bucket/rows.parquet?versionId=1", "read s3://bucket/rows.parquet?…"),
         ("clone https://me:swordfish@host.org/data.jsonl", "clone https://…@host.org/data.jsonl"),
+        ("no file https:/me:swordfish@host.org/x?key=1", "no file https:/…@host.org/x?…"),
         ("train --hub_token swordfish --max_tokens 4", "train --hub_token … --max_tokens 4"),
         ("WANDB_API_KEY=swordfish train", "WANDB_API_KEY=… train"),
         ("github_pat_" + "a1B2" * 8 + " and ghp_" + "a1B2" * 8, "github_pat_… and ghp_…"),
