@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 
-from papo_hub.redaction import redact
+from papo_hub.redaction import printable, redact
 
 T = TypeVar("T")
 PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -34,7 +34,13 @@ LONGEST_WAIT = 120.0  # seconds: a server that asks for more gets its way, and t
 
 
 class HubError(RuntimeError):
-    """Something between here and the Hub that a user can mend: the message says what happened and what to do."""
+    """Something between here and the Hub that a user can mend: the message says what happened and what to do.
+
+    It repeats no secret and nothing that would steer a terminal: names and answers are those of strangers.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Client:

@@ -16,6 +16,7 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from papo_hub.hub.client import Client, HubError
+from papo_hub.redaction import printable
 from papo_hub.tracking import package_versions
 
 # Optional parts: module, distribution, what goes without it.
@@ -62,7 +63,7 @@ def report(findings: Iterator[Finding]) -> tuple[str, bool]:
     """(the findings as lines, whether nothing is wrong)."""
     findings = list(findings)
     width = max(len(finding.name) for finding in findings)
-    lines = [f"{MARKS[finding.state]} {finding.name.ljust(width)}  {finding.text}" for finding in findings]
+    lines = [f"{MARKS[finding.state]} {finding.name.ljust(width)}  {printable(finding.text)}" for finding in findings]
     return "\n".join(lines), all(finding.state != "wrong" for finding in findings)
 
 

@@ -21,7 +21,7 @@ from papo_hub.hub.client import Client, HubError
 from papo_hub.hub.folder import listing
 from papo_hub.hub.publish import Version, publish
 from papo_hub.modeling import PapoForConditionalGeneration, load_processor
-from papo_hub.redaction import redact
+from papo_hub.redaction import printable, redact
 
 FIGURES = ("overview.png", "reward.png", "perception.png", "before_after.png", "example.png")
 PLACES = ("model_name_or_path", "dataset_name", "eval_dataset_name", "output_dir", "resume_from_checkpoint")
@@ -120,7 +120,7 @@ def wrapped(plain: Path, folder: Path) -> Path:
 def listed(folder: Path) -> str:
     """What would be sent, as text: size in bytes, sha256, path."""
     items = listing(folder)
-    lines = [f"{item.size:>13,}  {item.sha256}  {item.path}" for item in items]
+    lines = [f"{item.size:>13,}  {item.sha256}  {printable(item.path)}" for item in items]
     return "\n".join([*lines, f"{sum(item.size for item in items):>13,}  bytes in {len(items)} files of {folder}"])
 
 

@@ -144,6 +144,14 @@ def test_no_token_in_an_error_or_a_log(client, naps):
     assert lines == ["while requesting PUT https://s/?…"]
 
 
+def test_an_error_repeats_no_password_and_steers_no_terminal():
+    client = Client(TOKEN, "http://me:swordfish@localhost:1", tries=1)
+    with pytest.raises(HubError) as caught:
+        client.call("read a\x1b[2Jb.json of", failing(answer(402, "payment")))
+    assert "swordfish" not in str(caught.value) and "http://…@localhost:1/settings/billing" in str(caught.value)
+    assert str(caught.value).startswith("Could not read a\\x1b[2Jb.json of: ")
+
+
 def test_no_request_waits_for_ever(client):
     client.call("ask", lambda: None)
     assert get_session().timeout.read == client.timeout == 120

@@ -11,6 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -20,7 +23,7 @@ from safetensors.torch import load_file
 from papo_hub.batch import Sample
 from papo_hub.cli import main, train_command
 from papo_hub.config import ConfigError
-from papo_hub.data import chat_text
+from papo_hub.data import DataError, chat_text, load_rows, stream_rows
 from papo_hub.grading import mathematics, mathruler
 from papo_hub.hub.versions import Row, _record, table
 from papo_hub.modeling import PapoForConditionalGeneration, UntrustedModel, load_processor, load_vlm
@@ -347,6 +350,65 @@ def test_a_chat_template_stays_in_its_sandbox(folder, canary, template):
     assert not canary.exists()
 
 
+# --- data sets --------------------------------------------------------------------------------------------------------
+
+ROW = {"problem": "<image>sum", "answer": "1", "images": ["x.png"]}
+
+
+def script(data, canary):
+    code(data / "data.py", canary, "Builder")
+
+
+def pickled_frame(data, canary):
+    (data / "train.pkl").write_bytes(pickle.dumps(Payload(canary)))
+
+
+def frame_of_the_card(data, canary):
+    pickled_frame(data, canary)
+    (data / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  builder_name: pandas\n  data_files: train.pkl\n---\n"
+    )
+
+
+def pickled_tensors(data, canary):
+    pickled(data / "train.pt", canary)
+
+
+def pickled_array(data, canary):
+    np.save(data / "train.npy", np.array([Payload(canary)], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize("read", [load_rows, stream_rows])
+@pytest.mark.parametrize("make", [script, pickled_frame, frame_of_the_card, pickled_tensors, pickled_array])
+def test_a_data_set_is_a_table_or_refused(canary, tmp_path, make, read):
+    data = tmp_path / "data"
+    data.mkdir()
+    make(data, canary)
+    with pytest.raises(
+        (DataError, FileNotFoundError, RuntimeError), match=r"scripts are no longer|Unable to find|No \(supp"
+    ):
+        read(data)
+    assert not canary.exists()
+    if make is not frame_of_the_card:  # beside a table they are left alone
+        (data / "train.jsonl").write_text(json.dumps(ROW) + "\n")
+        assert next(iter(read(data).table))["problem"] == ROW["problem"] and not canary.exists()
+
+
+@pytest.mark.parametrize("read", [load_rows, stream_rows])
+def test_a_pickled_type_of_a_column_is_not_unpickled(canary, tmp_path, read):
+    """Arrow's extension types written in Python are pickles in the metadata of a file's schema."""
+    hidden = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Payload(canary)),
+    }
+    fields = [pa.field("problem", pa.string()), pa.field("answer", pa.string())]
+    schema = pa.schema([*fields, pa.field("images", pa.binary(), metadata=hidden)])
+    arrays = [pa.array(["<image>sum"]), pa.array(["1"]), pa.array([b"no image"], pa.binary())]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), tmp_path / "train.parquet")
+    assert next(iter(read(tmp_path / "train.parquet").table))["images"] == b"no image"
+    assert not canary.exists()
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -515,3 +577,16 @@ def test_a_table_of_versions_takes_nothing_but_words_from_a_stranger(recipe, tmp
     row = Row(version="v1\x1b[2J", kind="tag", commit="0" * 40, **_record(repository, "0" * 40))
     lines = table([row]).splitlines()
     assert len(lines) == 2 and "\x1b" not in lines[1] and len(lines[1]) < 200
+
+
+def test_the_document_names_tests_that_exist():
+    """docs/security.md: `file.py::test`, `::test` of the file named before it, or a whole file."""
+    named = re.findall(
+        r"`(?:(test_\w+\.py)|(?=::))(?:::(test_\w+))?`", (ROOT / "docs" / "security.md").read_text("utf-8")
+    )
+    assert len(named) > 20
+    file = ""
+    for name, test in named:
+        file = name or file
+        (found,) = (ROOT / "tests").rglob(file)
+        assert not test or f"def {test}(" in found.read_text("utf-8"), f"{file}::{test}"
