@@ -7,7 +7,8 @@
             save and raise Interrupted
 
 Until then, and where it is not deferred, a signal raises `Interrupted` at once: there is nothing to save. A second signal
-ends the process where it stands, which costs no checkpoint: they are written aside.
+ends the process where it stands, which costs no checkpoint: they are written aside. What follows within `ECHO` seconds is
+the first one again: a scheduler tells all processes of a job, and launchers pass it on, or their own end tells it once more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from accelerate import Accelerator
 
 from papo_hub.config import seconds
 
+ECHO = 5  # seconds
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, start it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
@@ -51,6 +53,7 @@ class Interruption:
         self.deadline = None if max_time is None else time.monotonic() + seconds(max_time)
         self.reason: str | None = None
         self.deferred = False
+        self._first_signal: float | None = None  # when this process got one itself
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -67,9 +70,13 @@ class Interruption:
             signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: object) -> None:
-        if self.reason is not None:
-            os._exit(128 + number)
-        self.reason = signal.Signals(number).name
+        if self._first_signal is not None:
+            if time.monotonic() - self._first_signal > ECHO:
+                os._exit(128 + number)
+            return
+        self._first_signal = time.monotonic()
+        if self.reason is None:  # it may be stopping already: by the clock, or since another process was told before
+            self.reason = signal.Signals(number).name
         if not self.deferred:
             raise Interrupted(f"stopped by {self.reason}.")
 
