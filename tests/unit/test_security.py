@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,16 +46,14 @@ class Payload:
 
 
 @pytest.fixture
-def canary(tmp_path, monkeypatch) -> Path:
+def canary(tmp_path, monkeypatch) -> Iterator[Path]:
     """Nothing may create it. Nor may torch unpickle, even the harmless part of it, or anybody be asked on the terminal."""
-
-    def forbidden(*arguments, **options):
-        raise AssertionError(f"called with {arguments}")
-
-    monkeypatch.setattr("torch.load", forbidden)
-    monkeypatch.setattr("builtins.input", forbidden)
+    calls = []
+    monkeypatch.setattr("torch.load", lambda *arguments, **options: calls.append("torch.load") or {})
+    monkeypatch.setattr("builtins.input", lambda question: calls.append(question) or "n")
     (tmp_path / "canary").mkdir()
-    return tmp_path / "canary" / "sings"
+    yield tmp_path / "canary" / "sings"
+    assert calls == []
 
 
 @pytest.fixture
