@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from accelerate import Accelerator
 
 from papo_hub.batch import Prompt
-from papo_hub.config import TrainConfig
+from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.data import UnusableRow, check_row, encode, special_tokens
+from papo_hub.evaluation.answers import AnswersError
 from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load, select
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.run import finish
 from papo_hub.evaluation.runner import Task, answer
-from papo_hub.evaluation.settings import SETTINGS, describe, describe_numerics, write
+from papo_hub.evaluation.settings import SETTINGS, describe, describe_numerics, joined, write
 from papo_hub.evaluation.views import CLEAN, mask_generator, mask_ratio, mask_view
 from papo_hub.masking import RandomPatchMask
 from papo_hub.preparation import columns, prompt_suffix
@@ -99,17 +101,21 @@ class HeldOut:
     ) -> None:
         """Write RUN/evaluation/WHEN and the rows of evaluation.json. Runs on every rank.
 
-        What an earlier start of the run left there is of another policy, and goes.
+        What an earlier start of the run left there is taken up where the policy is the same, and goes where it is not.
         """
         folder = run / "evaluation" / when
         # Without its wrapper, whose forward pass waits for the other processes: each has its own number of passes.
         policy = accelerator.unwrap_model(policy)
         if accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
             model = {"name": f"{'/'.join(run.absolute().parts[-2:])}, {when} training", "base": base}
+            model["weights"] = _digest(policy)
             numerics = describe_numerics(policy, accelerator, self.pixels)
             limit = self.task.limit
             settings = describe(model, [self.benchmark], self.protocol, limit, numerics, accelerator.num_processes)
+            try:
+                settings = joined(folder, settings)
+            except (ConfigError, AnswersError):
+                shutil.rmtree(folder)
             write(folder / SETTINGS, settings)
         accelerator.wait_for_everyone()
         answers, skipped = answer(engine, policy, processor, [self.task], self.protocol, accelerator, folder)
@@ -119,6 +125,15 @@ class HeldOut:
             earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
             kept = [row for row in earlier if row["when"] != when]
             write(file, kept + [{"when": when} | row for row in _summary(results["rows"])])
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """Which weights these are."""
+    total = xxhash.xxh3_128()
+    for name, value in model.state_dict().items():
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

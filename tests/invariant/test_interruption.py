@@ -15,6 +15,7 @@ from papo_hub import experience, trainer
 from papo_hub.checkpoint import CheckpointError, checkpoints, is_unfinished, load_state
 from papo_hub.config import ConfigError, seconds
 from papo_hub.data import DataError
+from papo_hub.evaluation import runner
 from papo_hub.interruption import EXIT_CODE, Interrupted, Interruption
 from papo_hub.objectives import terms
 from papo_hub.rollout import transformers as sampling
@@ -197,6 +198,37 @@ def test_a_signal_waits_only_where_there_is_something_to_save(number):
         os.kill(os.getpid(), number)
         assert interruption.requested and interruption.reason == number.name
     assert signal.getsignal(number) == before  # whoever embeds training keeps its own
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_measurement_under_way_keeps_its_answers(recipe, monkeypatch, when):
+    """Killed in the evaluation before the first or after the last step: nothing that was answered is answered again."""
+    measured = {"eval_dataset_name": "digits", "eval_problems": 6, "eval_samples": 2, "max_steps": 1}
+    measured["rollout_batch_size"] = 4  # a part of them at a time
+    whole = train(recipe("whole", **measured))
+
+    class Killed(BaseException):
+        pass
+
+    answered = []
+    original = runner.Transcript.append
+
+    def append(transcript, answers):
+        answers = list(answers)
+        original(transcript, answers)
+        answered.extend((transcript.file.parent.name, answer.id, answer.view, answer.sample) for answer in answers)
+        if dying and answers and transcript.file.parent.name == when:
+            raise Killed
+
+    monkeypatch.setattr(runner.Transcript, "append", append)
+    dying = True
+    with pytest.raises(Killed):
+        train(recipe("run", **measured))
+    dying = False
+    again = {"resume_from_checkpoint": "latest"} if when == "after" else {}
+    run = train(recipe("run", **measured | again))
+    assert len(answered) == len(set(answered)) == 2 * 6 * 2 * 2
+    assert (run / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
 
 
 TWICE = """
