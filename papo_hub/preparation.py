@@ -19,7 +19,7 @@ from papo_hub.digits import DigitRows
 from papo_hub.files import replace_file
 from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
-from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm
+from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm, read_config
 from papo_hub.plugins import PerceptionPlugin, on_main
 from papo_hub.redaction import redacted
 from papo_hub.stream import PromptStream
@@ -34,7 +34,10 @@ def check_model(config: TrainConfig) -> None:
 def check_sees(name_or_path: str, revision: str | None, key: str) -> None:
     """Refuse what is no vision-language model, or not only numbers; `key` is what the user calls it. Raises ConfigError."""
     try:
-        model_config = check_model_files(name_or_path, revision=revision)
+        model_config = read_config(name_or_path, revision=revision)
+        sees = type(model_config) in AutoModelForImageTextToText._model_mapping
+        if sees:
+            check_model_files(name_or_path, revision=revision)
     except UntrustedModel as error:
         raise ConfigError(f"{key}: {error}") from None
     except (OSError, ValueError) as error:
@@ -42,7 +45,7 @@ def check_sees(name_or_path: str, revision: str | None, key: str) -> None:
             f"{key}: no model at {name_or_path!r}: {str(error).splitlines()[0]} "
             "For the tiny recipes, run recipes/warmup.py first (or papo-hub quickstart, which does)."
         ) from None
-    if type(model_config) not in AutoModelForImageTextToText._model_mapping:
+    if not sees:
         raise ConfigError(
             f"{key}: {name_or_path} is a {model_config.model_type} model, which reads no images; take a vision-language "
             "model such as Qwen/Qwen2.5-VL-3B-Instruct."

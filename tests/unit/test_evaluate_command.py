@@ -132,7 +132,8 @@ def test_without_a_model_that_sees(refused, tmp_path, tiny_model_folder):
 def test_a_model_that_lacks_a_file_is_refused(refused, tiny_model_folder, tmp_path, lost):
     folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
     (folder / lost).unlink()
-    assert f"MODEL: {folder} cannot be loaded: " in refused("evaluate", folder, "--output_dir", tmp_path / "out")
+    told = f"has no {lost}" if lost == "model.safetensors" else "cannot be loaded: "
+    assert f"MODEL: {folder} {told}" in refused("evaluate", folder, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
