@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 
+from papo_hub.files import is_full
 from papo_hub.redaction import redact
 
 FAULT = 2  # something that the user can mend; 1 is Python's own, for what is our fault
@@ -50,6 +51,11 @@ def ended(run: Callable[[], None]) -> int:
         _say(f"error: {error}")
         return FAULT
     except Exception as error:
+        if is_full(error):
+            _say(
+                f"error: no space left: {error}. Make room and run it again; a training run with --resume_from_checkpoint latest."
+            )
+            return FAULT
         if lost_another(error):
             _say(
                 f"error: another process of this run has ended: {str(error).splitlines()[0]} If it left no message above, "
