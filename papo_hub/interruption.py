@@ -7,8 +7,8 @@
             save and raise Interrupted
 
 Until then, and where it is not deferred, a signal raises `Interrupted` at once: there is nothing to save. A second signal
-ends the process where it stands, which costs no checkpoint: they are written aside. What follows within `ECHO` seconds is
-the first one again: a scheduler tells all processes of a job, and launchers pass it on, or their own end tells it once more.
+ends the process where it stands, which costs no checkpoint: they are written aside. Under a launcher, what follows
+within `ECHO` seconds is the first one again: the terminal tells both, and the launcher, or its end, tells it once more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from accelerate import Accelerator
 
 from papo_hub.config import seconds
 
-ECHO = 5  # seconds
+ECHO = 2.0  # seconds
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, start it again
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
@@ -54,15 +53,16 @@ class Interruption:
         self.reason: str | None = None
         self.deferred = False
         self._first_signal: float | None = None  # when this process got one itself
+        self._launched = _launched()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # others get no signals
-            heard = [
-                number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN
-            ]  # nohup, `&` in a script
+            # What is ignored stays so: a script's `&` does that to Ctrl-C.
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._signalled) for number in heard}
-            _end_with_launcher()
+            if self._launched:
+                _end_with_parent()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -71,7 +71,7 @@ class Interruption:
 
     def _signalled(self, number: int, frame: object) -> None:
         if self._first_signal is not None:
-            if time.monotonic() - self._first_signal > ECHO:
+            if not self._launched or time.monotonic() - self._first_signal > ECHO:
                 os._exit(128 + number)
             return
         self._first_signal = time.monotonic()
@@ -97,15 +97,16 @@ class Interruption:
         return self.reason is not None
 
 
-def _end_with_launcher() -> None:
-    """Be told (SIGTERM) when the launcher dies: `accelerate launch` passes no signal on, and would leave a program behind
-    that holds the devices."""
-    if not sys.platform.startswith("linux"):
-        return
+def _launched() -> bool:
+    """Whether the parent of this process is a launcher of training programs."""
     try:
-        launched = any(name in Path(f"/proc/{os.getppid()}/cmdline").read_bytes() for name in LAUNCHERS)
-    except OSError:
-        return
-    if launched:
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        return any(name in Path(f"/proc/{os.getppid()}/cmdline").read_bytes() for name in LAUNCHERS)
+    except OSError:  # no such thing beyond Linux
+        return False
+
+
+def _end_with_parent() -> None:
+    """Be told (SIGTERM) when the parent dies: `accelerate launch` passes no signal on, and would leave a program behind
+    that holds the devices. Linux only."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

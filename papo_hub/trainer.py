@@ -30,6 +30,7 @@ from papo_hub.hub import Uploads
 from papo_hub.interruption import Interrupted, Interruption
 from papo_hub.memory import MicroBatchLimit, device_memory, memory_plan
 from papo_hub.objectives import Counts, Logprobs, Objective
+from papo_hub.objectives.terms import KL_LIMIT
 from papo_hub.plugins import (
     PapoAccelerator,
     PerceptionPlugin,
@@ -129,7 +130,9 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     model = accelerator.unwrap_model(policy)
     engine = rollout.engine(model, processor.tokenizer)
     limit = MicroBatchLimit(config.max_tokens_per_micro_batch, config.micro_batch_size, print)
-    state = RunState(model, optimizer, scheduler, stream, Guard(), limit)
+    state = RunState(
+        model, optimizer, scheduler, stream, Guard(KL_LIMIT if config.estimator == "k3" else math.inf), limit
+    )
     if checkpoint is not None:
         state.load(checkpoint)
 

@@ -244,6 +244,7 @@ with Interruption() as interruption:
 
 
 def test_a_second_signal_ends_it_at_once():
+    """Here nobody tells it twice: pytest is no launcher."""
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (128 + signal.SIGUSR1, "goes on\n"), done.stderr
 
