@@ -23,7 +23,6 @@ from papo_hub.batch import Batch
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.files import replace_file
 from papo_hub.guard import Alarm
-from papo_hub.redaction import redact
 
 PACKAGES = (
     "papo_hub",
@@ -79,10 +78,10 @@ def provenance(config: TrainConfig, num_processes: int) -> dict[str, Any]:
 
 
 def circumstances(num_processes: int) -> dict[str, str]:
-    """The command, the hardware, and when it was started (UTC)."""
+    """The command, the hardware, and when it was started (UTC). Whoever writes it down redacts it."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
     return {
-        "command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "hardware": f"{num_processes} × {device}",
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
