@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow stress lint bench clean
 
 quickstart: .venv/installed
 	$(BIN)/papo-hub quickstart
@@ -12,6 +12,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# Runs killed at random moments, fifty times, and resumed; STRESS="--kills 200 --seed 1".
+stress: .venv/installed
+	$(BIN)/python -m tests.stress $(STRESS)
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
