@@ -210,7 +210,7 @@ def rows(draw):
                     hostile["images"], verdict = files * 3_000, False
                     hostile["problem"] = PLACEHOLDER * len(hostile["images"]) + "How many?"
                 case "answer":
-                    hostile["answer"], verdict = "1+" * 500_000, False
+                    hostile["answer"], verdict = draw(st.sampled_from(["1+" * 500_000, "\ud800", ["3"], " "])), False
                 case "tags":
                     hostile["tags"] = {f"{i}": "a" for i in range(draw(st.sampled_from([10, 64, 65, 1_000])))}
                     verdict = len(hostile["tags"]) <= 64
