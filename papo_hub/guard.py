@@ -192,7 +192,7 @@ def _move(history: Sequence[float | None], rule: Rule) -> Move | None:
     span = min(max(SPAN, len(earlier) // 2), len(earlier))
     levels = [median(earlier[i : i + span]) for i in range(len(earlier) - span + 1)]
     before = min(levels, key=lambda level: rule.direction * level)
-    age = levels[::-1].index(before) + RECENT  # since the last step of the newest such level
+    age = levels[::-1].index(before) + span // 2 + RECENT  # since the middle of the newest such level
     noise = 1.4826 * median(abs(b - a) for a, b in zip(earlier, earlier[1:], strict=False)) / math.sqrt(2)
     noise *= 1 + 1 / (len(earlier) - 1)  # a few differences may be small by chance
     after = fmean(recent)

@@ -133,6 +133,17 @@ def test_the_noise_of_the_run_sets_the_threshold_where_it_is_larger():
         assert bool(alarms(before + after)) == expected
 
 
+def test_the_level_compared_with_is_the_best_within_the_horizon():
+    def fall_after(steps: int) -> list:
+        """From 0.6 down to 0.54 and, `steps` steps later, to 0.45: 25 % below the first level, 17 % below the second."""
+        rewards = [0.4] * KNOWN + [0.6] * KNOWN + [0.54] * steps + [0.45] * RECENT
+        return alarms(row(i + 1, reward=reward) for i, reward in enumerate(rewards))
+
+    (alarm,) = fall_after(10)
+    assert alarm.signs[0].text == "reward 0.6 -> 0.45 within 14 steps", "the newest 20 steps of which 11 lie on 0.6"
+    assert fall_after(HORIZON) == []
+
+
 def test_the_first_verdict_is_as_early_as_it_can_be():
     for before in (FIRST - 1, FIRST):
         assert bool(alarms(moved(before=before, reward=0.3))) == (before == FIRST)
@@ -207,6 +218,8 @@ def test_a_run_without_a_masked_view_is_judged_by_its_rewards():
     assert "gamma" not in alarm.remedy and "learning_rate" in alarm.remedy
     missing = [{key: value for key, value in r.items() if value is not None} for r in rows]
     assert alarms(missing) == [alarm]
+    some = [r if i % 7 else r | {RULES["perception_kl"].metric: None} for i, r in enumerate(moved(reward=0.4))]
+    assert "gamma" in alarms(some)[0].remedy
 
 
 @pytest.mark.parametrize("hole", [None, math.nan, math.inf])
@@ -233,7 +246,7 @@ def test_an_alarm_is_raised_once_and_names_the_last_good_step():
     assert (alarm.step, alarm.since) == (KNOWN + 3, KNOWN + 2), (
         "means of three: 0.53 is well, 0.47 a sign, 0.4 an alarm"
     )
-    assert alarm.signs[0].text == "reward 0.6 -> 0.4 within 3 steps"
+    assert alarm.signs[0].text == "reward 0.6 -> 0.4 within 8 steps", "since the middle of ten steps"
     assert f"step {KNOWN + 1} or before" in alarm.remedy
 
 
