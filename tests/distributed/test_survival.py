@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file
-from stress.launch import Program, accelerate, resumed, stopped, torchrun
+from stress.launch import Program, accelerate, resumed, stopped, torchrun, tracebacks
 
 from papo_hub import trainer
 from papo_hub.checkpoint import CheckpointError, checkpoints, damage, is_unfinished, load_state
@@ -97,8 +97,7 @@ def assert_readable(program, *texts):
     """One message of ours, which holds the texts, and no traceback of any process that trains."""
     said = program.said
     assert len(messages(said)) == 1 and all(re.search(text, messages(said)[0]) for text in texts), said[-4000:]
-    ours = [part for part in said.split("Traceback (most recent call last)")[1:] if "elastic" not in part[:2000]]
-    assert not ours, said[-6000:]
+    assert not tracebacks(said), said[-6000:]
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,11 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def tracebacks(said: str) -> list[str]:
+    """Those that are not torchrun's own: what it says when its processes end is not ours to choose."""
+    return [part for part in said.split("Traceback (most recent call last)")[1:] if "elastic" not in part[:2000]]
+
+
 def stopped(said: str) -> list[tuple[str, int, Path]]:
     """(reason, step it was in, checkpoint it left) for each message of a run that stopped before its end."""
     found = re.findall(r"stopped by (.+) in step (\d+) of \d+; saved (.+)\. Go on with", said)
