@@ -12,6 +12,7 @@ Ends with exit code 1 unless all of that holds in every run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -120,15 +121,14 @@ class Driver:
         self.model, self.shards = self._prepared()
 
     def _prepared(self) -> tuple[Path, Path]:
-        os.environ |= {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        os.environ |= {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         from papo_hub.dataset import build_dataset
         from papo_hub.warmup import WarmupConfig, warm_up
 
         settings = {"rows": 128, "max_steps": 60, "batch_size": 16, "prompt_suffix": ""}
-        model = warm_up(WarmupConfig(output_dir=str(self.folder / "model"), **settings))
-        shards = build_dataset("digits", self.folder / "shards", limit=15, progress=False).folder
-        del os.environ["TQDM_DISABLE"]  # runs show their progress
-        return model, shards
+        with (self.folder / "model.log").open("w") as log, contextlib.redirect_stderr(log):
+            model = warm_up(WarmupConfig(output_dir=str(self.folder / "model"), **settings))
+        return model, build_dataset("digits", self.folder / "shards", limit=15, progress=False).folder
 
     def recipe(self, name: str) -> Path:
         file = self.folder / f"{name}.yaml"
@@ -368,6 +368,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the moments; printed, to be used again")
     parser.add_argument("--folder", type=Path, default=None, help="where the runs go, and stay; must not exist")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and what it started ends with it
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = (options.folder or Path(tempfile.mkdtemp(), "stress")).resolve()
     print(f"{options.kills} kills, seed {seed}, in {folder}", flush=True)
