@@ -13,6 +13,7 @@ from pathlib import Path
 
 from papo_hub.config import ConfigError, help_text, is_repository_id, load_config, parse_overrides
 from papo_hub.ending import ended
+from papo_hub.redaction import printable
 from papo_hub.resources import resource
 from papo_hub.version import __version__
 
@@ -146,7 +147,7 @@ def push_dataset_command(arguments: list[str]) -> int:
             pretty_name=chosen.pretty_name,
             drop_unusable=chosen.drop_unusable,
         )
-        print(report)
+        print(printable(report))
         if chosen.dry_run:
             print(f"{listed(report.folder)}\nThis would go to {chosen.repo_id}; nothing was sent.")
             return
@@ -333,7 +334,7 @@ def train_command(arguments: list[str]) -> int:
         if dry_run:
             from papo_hub.dry_run import dry_run_report
 
-            print(dry_run_report(config))
+            print(printable(dry_run_report(config)))
             return
         from papo_hub.trainer import train
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from papo_hub.config import TrainConfig, notices
 from papo_hub.data import DataError, describe
 from papo_hub.memory import memory_plan
+from papo_hub.modeling import read_config
 from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
 
 # Where the Hub is out of reach: the sizes of the models that the recipes name, as their config.json has them.
@@ -45,14 +46,12 @@ def dry_run_report(config: TrainConfig, num_processes: int = 1) -> str:
 def _model_config(config: TrainConfig) -> tuple[PreTrainedConfig, str]:
     if config.model_name_or_path in KNOWN:
         try:
-            return AutoConfig.from_pretrained(
-                config.model_name_or_path, revision=config.model_revision
-            ), "its config.json"
+            return read_config(config.model_name_or_path, revision=config.model_revision), "its config.json"
         except OSError:
             sizes = KNOWN[config.model_name_or_path]
             return AutoConfig.for_model("qwen2_5_vl", **sizes), "sizes known here (the Hub is out of reach)"
     check_model(config)
-    return AutoConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision), "its config.json"
+    return read_config(config.model_name_or_path, revision=config.model_revision), "its config.json"
 
 
 def _arithmetic(config: TrainConfig, num_processes: int) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 
 from papo_hub.files import is_full
-from papo_hub.redaction import redact
+from papo_hub.redaction import printable
 
 FAULT = 2  # something that the user can mend; 1 is Python's own, for what is our fault
 
@@ -61,8 +62,8 @@ def ended(run: Callable[[], None]) -> int:
                 f"error: another process of this run has ended: {str(error).splitlines()[0]} If it left no message above, "
                 "it was killed (out of memory, or its machine was taken away). Go on with --resume_from_checkpoint latest."
             )
-        elif _is_first():
-            raise
+        else:
+            _say(traceback.format_exc().rstrip())
         return 1
     return 0
 
@@ -76,7 +77,7 @@ def lost_another(error: Exception) -> bool:
 
 def _say(text: str) -> None:
     if _is_first():
-        print(redact(text), file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _is_first() -> bool:

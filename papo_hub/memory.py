@@ -75,7 +75,10 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
     with checkpointing and one layer is whole at a time); flash or SDPA attention adds no square term.
     """
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in AutoModelForImageTextToText.from_config(model_config).parameters())
+        parameters = sum(
+            p.numel()
+            for p in AutoModelForImageTextToText.from_config(model_config, trust_remote_code=False).parameters()
+        )
     text = model_config.get_text_config()
     weight = {"float32": 4, "bfloat16": 2}[config.dtype]
     half = config.mixed_precision == "bf16" or config.dtype == "bfloat16"

@@ -23,6 +23,7 @@ from papo_hub.batch import Batch
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.files import replace_file
 from papo_hub.guard import Alarm
+from papo_hub.redaction import printable
 
 PACKAGES = (
     "papo_hub",
@@ -172,7 +173,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line above the progress bar."""
         if self.main:
-            self.bar.write(text)
+            self.bar.write(printable(text))
 
     def close(self) -> None:
         self.bar.close()
@@ -207,6 +208,6 @@ def read_metrics(metrics_file: Path) -> list[dict[str, Any]]:
 
 def _quoted(label: str, text: str) -> str:
     """A labelled block of literal text that no content can break out of, nor pass for the start of a section."""
-    text = re.sub(r"^(?=## Step \d)", " ", text, flags=re.MULTILINE)
+    text = re.sub(r"^(?=## Step \d)", " ", printable(text), flags=re.MULTILINE)
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
     return f"**{label}**\n\n{fence}text\n{text}\n{fence}\n"

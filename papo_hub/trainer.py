@@ -52,6 +52,7 @@ from papo_hub.preparation import (
     training_rows,
     write_provenance,
 )
+from papo_hub.redaction import redacted
 from papo_hub.report import export_model, finish_run
 from papo_hub.run_state import RunState
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
@@ -150,7 +151,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {state.step}")
     accelerator.init_trackers(
-        "papo_hub", config=asdict(config), init_kwargs={"trackio": {"name": run_name, "resume": "allow"}}
+        "papo_hub", config=redacted(asdict(config)), init_kwargs={"trackio": {"name": run_name, "resume": "allow"}}
     )
     uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
     if held_out is not None and checkpoint is None:

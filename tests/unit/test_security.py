@@ -503,6 +503,7 @@ def test_a_run_and_its_evaluation_hold_no_secret(tiny_model_folder, fast_config,
         eval_problems=2,
         eval_samples=1,
         log_completions=True,
+        report_to="tensorboard",
     )
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(yaml.safe_dump(asdict(config)))
