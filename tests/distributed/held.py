@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from papo_hub import checkpoint, interruption, trainer
+from papo_hub import checkpoint, trainer
 from papo_hub.cli import train_command
 from papo_hub.plugins import PapoAccelerator
 from papo_hub.rollout import transformers as engine
@@ -28,7 +28,6 @@ PLACES = {
     "update": (trainer, "views"),  # a micro-batch
     "save": (checkpoint, "save_file"),  # of the optimizer's moments
 }
-ECHO = 2  # seconds, instead of more that a test would wait
 
 
 @contextlib.contextmanager
@@ -72,5 +71,4 @@ def main(folder: Path, jobs: list[dict[str, Any]]) -> int:
 
 
 if __name__ == "__main__":
-    interruption.ECHO = ECHO
     sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))

@@ -187,7 +187,7 @@ def test_what_a_user_can_mend_is_said_once_by_two_processes(start, tmp_path):
 
 
 def test_every_way_to_stop_one_process(start, here, whole, tmp_path, without_report):
-    """SIGUSR1; Ctrl-C, told twice as by a launcher that dies of it; the clock; at last a second signal."""
+    """SIGUSR1, Ctrl-C, the clock; at last a second signal while it is about to save."""
     jobs = [(tmp_path / name, {}, "update", 15, 0.6) for name in ("usr1", "int")]
     jobs.append((tmp_path / "clock", {"max_time": "3s"}, "update", 15, 3.0))
     program = start(None, *jobs, (tmp_path / "term", {}, "update", 15, 60.0))
@@ -195,11 +195,9 @@ def test_every_way_to_stop_one_process(start, here, whole, tmp_path, without_rep
     program.process.send_signal(signal.SIGUSR1)
     assert program.until((tmp_path / "1-0").exists, every=0.02)
     program.process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    program.process.send_signal(signal.SIGTERM)
     assert program.until((tmp_path / "3-0").exists, every=0.02)
     program.process.send_signal(signal.SIGTERM)
-    time.sleep(2.5)  # more than held.ECHO
+    time.sleep(0.5)
     assert program.running
     program.process.send_signal(signal.SIGTERM)
     told = time.monotonic()
