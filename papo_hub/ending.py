@@ -57,6 +57,12 @@ def ended(run: Callable[[], None]) -> int:
                 f"error: no space left: {error}. Make room and run it again; a training run with --resume_from_checkpoint latest."
             )
             return FAULT
+        if out_of_memory(error):
+            _say(
+                f"error: {str(error).splitlines()[0]} That was not in a pass that can be made smaller by itself: lower "
+                "rollout_batch_size (while sampling) or shard the model, and go on with --resume_from_checkpoint latest."
+            )
+            return FAULT
         if lost_another(error):
             _say(
                 f"error: another process of this run has ended: {str(error).splitlines()[0]} If it left no message above, "
@@ -73,6 +79,13 @@ def lost_another(error: Exception) -> bool:
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the device ended."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _say(text: str) -> None:

@@ -55,6 +55,14 @@ def trackers(report_to: str | None) -> list[str]:
     return names
 
 
+def tracker_options(run_name: str | None) -> dict[str, dict[str, Any]]:
+    """What makes each tracker go on with a resumed run's curves, under the name that provenance.json keeps."""
+    if run_name is None:  # not the main process
+        return {}
+    known = {"name": run_name, "resume": "allow"}
+    return {"trackio": known, "wandb": known | {"id": re.sub(r"[^\w.-]", "-", run_name)[-128:]}}
+
+
 def package_versions() -> dict[str, str | None]:
     """The version of each package that a run rests on; None where it is not installed."""
     versions: dict[str, str | None] = {}

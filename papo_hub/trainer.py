@@ -25,6 +25,7 @@ from papo_hub.checkpoint import forget_after, is_unfinished, last_good, save_che
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.training import HeldOut
 from papo_hub.experience import collect
+from papo_hub.files import sync
 from papo_hub.guard import Alarm, Guard
 from papo_hub.hub import Uploads
 from papo_hub.interruption import Interrupted, Interruption
@@ -56,15 +57,11 @@ from papo_hub.redaction import redacted
 from papo_hub.report import export_model, finish_run
 from papo_hub.run_state import RunState
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
-from papo_hub.tracking import RunLog, row, trackers
+from papo_hub.tracking import RunLog, row, tracker_options, trackers
 from papo_hub.unfinished import StepUnderWay
 
-OPTIONAL = (
-    "perception_kl",
-    "perception_kl_variance",
-    "masked_entropy",
-    "reference_kl",
-)  # what an algorithm may do without
+# What an algorithm may do without.
+OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl")
 LEAST_GAMMA_FACTOR = 1 / 8  # three times halved: then gamma is not what ails the run
 
 
@@ -150,9 +147,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     log.say(memory_plan(config, model.config).line(device_memory(accelerator.device)))
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {state.step}")
-    accelerator.init_trackers(
-        "papo_hub", config=redacted(asdict(config)), init_kwargs={"trackio": {"name": run_name, "resume": "allow"}}
-    )
+    accelerator.init_trackers("papo_hub", config=redacted(asdict(config)), init_kwargs=tracker_options(run_name))
     uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
     if held_out is not None and checkpoint is None:
         held_out.measure(run, "before", engine, policy, processor, accelerator, config.model_name_or_path)
@@ -302,6 +297,8 @@ def save(
         here = last_good(folder, state.step)
         if position is not None and under_way is None and here is not None and here.name == f"step-{state.step:06d}":
             return here  # it was saved at the end of the last step
+        if (run / "metrics.jsonl").exists():  # a checkpoint must not outlive the record of its steps
+            sync(run / "metrics.jsonl")
         moving = state.state_dict() | ({} if position is None else {"stream": position})
         healthy = None if config.guard == "off" else state.guard.healthy_until
         return save_checkpoint(

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from papo_hub import ending
@@ -34,6 +35,7 @@ def raising(error):
         (CollapseAhead("the guard stopped the run"), 2),
         (TrainingDiverged("5 updates in a row"), 2),
         (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), 2),
         (Interrupted("stopped by SIGTERM"), 75),
         (RuntimeError(GLOO), 1),
         (dist.DistBackendError("NCCL communicator was aborted"), 1),

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from papo_hub import tracking
 from papo_hub.batch import Batch, Completion, pad_completions
 from papo_hub.config import ConfigError
-from papo_hub.tracking import RunLog, keep_until, provenance, read_metrics, trackers
+from papo_hub.tracking import RunLog, keep_until, provenance, read_metrics, tracker_options, trackers
 
 
 @pytest.fixture
@@ -34,6 +34,13 @@ def batch(prompts, texts, rewards):
     ids, mask = pad_completions(completions, 0)
     index = torch.arange(len(prompts)).repeat_interleave(len(texts) // len(prompts))
     return Batch(prompts, index, completions, ids, mask, torch.tensor(rewards) - 0.5, {"mean": torch.tensor(rewards)})
+
+
+def test_a_resumed_run_is_the_same_to_each_tracker():
+    options = tracker_options("tiny-papo_g-2026-11-23T10:00:00Z")
+    assert options["trackio"] == {"name": "tiny-papo_g-2026-11-23T10:00:00Z", "resume": "allow"}
+    assert options["wandb"]["id"] == "tiny-papo_g-2026-11-23T10-00-00Z" and options["wandb"]["resume"] == "allow"
+    assert tracker_options(None) == {}
 
 
 def test_trackers(monkeypatch):
