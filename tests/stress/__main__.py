@@ -217,8 +217,8 @@ class Driver:
             if not program.running:
                 return None
             program.kill()
-            return evidence(folder, program.started) or where(stack, program)
-        here = evidence(folder, program.started) or where(stack, program)
+            return evidence(folder, program.started) or where(stack, program, last - len(rows(run)))
+        here = evidence(folder, program.started) or where(stack, program, last - len(rows(run)))
         if not program.running:
             return None
         program.process.send_signal(sign)
@@ -236,7 +236,7 @@ class Driver:
             workers[0].send_signal(signal.SIGUSR2)
         except psutil.NoSuchProcess:
             return None
-        deadline = time.monotonic() + 0.2
+        deadline = time.monotonic() + 1
         while time.monotonic() < deadline and file.stat().st_size == size:
             time.sleep(0.0002)
         return file.read_text()[size:]
@@ -305,7 +305,7 @@ def evidence(folder: Path, since: float) -> str | None:
     return "save" if any(name.startswith("partial-") for name in names) else None
 
 
-def where(stack: str | None, program: Program) -> str:
+def where(stack: str | None, program: Program, rows_left: int) -> str:
     """The part of the program that a stack stands in."""
     for thread in re.split(r"\n(?=Thread|Current thread)", stack or ""):
         if "in train_command" in thread:
@@ -313,9 +313,11 @@ def where(stack: str | None, program: Program) -> str:
             for name, functions in WHERE:
                 if frames & functions:
                     return name
-            if "trainer._train" in frames and program.begun:
-                return "end" if "Finished: " in program.said else "between"
-    return "between" if program.begun else "start"
+            if program.begun and rows_left:
+                return "between"  # these
+    if not program.begun:
+        return "start"
+    return "not seen" if rows_left else "end"
 
 
 def differences(run: Path, reference: Path) -> list[str]:
