@@ -83,15 +83,19 @@ def train(folder: Path, kind: str, seed: int) -> None:
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def collapse_step(rows: Sequence[dict[str, Any]]) -> int | None:
-    """The step at which the smoothed reward first lies a third below its best; None where it never does."""
-    best = 0.0
+def rewards_left(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Step → the mean reward of the last five steps, as a share of the highest such mean so far."""
+    best, left = 0.0, {}
     for end in range(SMOOTHED, len(rows) + 1):
         level = fmean(row["reward/mean"] for row in rows[end - SMOOTHED : end])
         best = max(best, level)
-        if level < best * (1 - FALL):
-            return rows[end - 1]["step"]
-    return None
+        left[rows[end - 1]["step"]] = level / best if best else 1.0
+    return left
+
+
+def collapse_step(rows: Sequence[dict[str, Any]]) -> int | None:
+    """The step at which the smoothed reward first lies a third below its best; None where it never does."""
+    return next((step for step, share in rewards_left(rows).items() if share < 1 - FALL), None)
 
 
 def replay(run: Path) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def replay(run: Path) -> dict[str, Any]:
     kind, _, seed = run.name.rpartition("-")
     rows, guard = read_metrics(run / "metrics.jsonl"), Guard()
     alarms = [alarm for alarm in map(guard.observe, rows) if alarm is not None]
-    first = alarms[0] if alarms else None
+    first, left = alarms[0] if alarms else None, rewards_left(rows)
     return {
         "kind": kind,
         "seed": int(seed),
@@ -109,6 +113,8 @@ def replay(run: Path) -> dict[str, Any]:
         "since": first and first.since,
         "signs": [sign.name for sign in first.signs] if first else [],
         "alarms": len(alarms),
+        "left_at_alarm": first and round(left[first.step], 3),
+        "left_at_end": round(left[rows[-1]["step"]], 3),
     }
 
 
@@ -120,7 +126,8 @@ def rates(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
         if not runs:
             continue
         collapsed = [run for run in runs if run["collapse"] is not None]
-        leads = [run["collapse"] - run["alarm"] for run in collapsed if run["alarm"] is not None]
+        heard = [run for run in collapsed if run["alarm"] is not None]
+        leads = [run["collapse"] - run["alarm"] for run in heard]
         caught = [lead for lead in leads if lead >= MARGIN]
         false = sum(run["alarm"] is not None for run in runs if run["collapse"] is None)
         rows.append(
@@ -130,6 +137,11 @@ def rates(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
                 str(len(collapsed)),
                 f"{len(caught)} of {len(collapsed)}" if collapsed else "–",
                 f"{median(leads):g} ({min(leads)} to {max(leads)})" if leads else "–",
+                " → ".join(
+                    f"{100 * median(run[f'left_at_{when}'] for run in heard):.0f} %" for when in ("alarm", "end")
+                )
+                if heard
+                else "–",
                 f"{false} of {len(runs) - len(collapsed)}" if len(runs) > len(collapsed) else "–",
             ]
         )
@@ -138,7 +150,9 @@ def rates(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def rates_table(verdicts: Sequence[dict[str, Any]]) -> str:
     """The table as Markdown."""
-    return table(["runs", "number", "collapsed", "caught", "lead, steps", "false alarms"], rates(verdicts))
+    return table(
+        ["runs", "number", "collapsed", "caught", "lead, steps", "reward left", "false alarms"], rates(verdicts)
+    )
 
 
 def write_results(verdicts: list[dict[str, Any]], folder: Path) -> str:
@@ -152,7 +166,8 @@ def write_results(verdicts: list[dict[str, Any]], folder: Path) -> str:
     text = (
         f"{SECTION}\n\nMeasured on {results['date']}, tiny recipes, 320 completions a step. A collapse: the mean reward of "
         f"{SMOOTHED} steps falls a third below its best. Caught: an alarm {MARGIN} steps before or more. Lead: median (range) "
-        "of the steps between the first alarm and the collapse. Every run is in guard.json. Made by `python -m "
+        "of the steps between the first alarm and the collapse. Reward left: its mean of 5 steps as a share of the best, at "
+        "the first alarm and at the end of the run, which went on; medians. Every run is in guard.json. Made by `python -m "
         f"benchmarks.guard`.\n\n{rates_table(verdicts)}\n"
     )
     readme.write_text(f"{before}\n\n{text}".lstrip(), encoding="utf-8")

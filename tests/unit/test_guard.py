@@ -3,12 +3,14 @@
 import json
 import math
 import random
+import re
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from benchmarks import guard as benchmark
+from papo_hub.config import TrainConfig
 from papo_hub.guard import (
     FIRST,
     HARM_ALONE,
@@ -355,13 +357,48 @@ def test_a_collapse_by_hand():
 
 def test_rates_by_hand():
     def run(kind, collapse, alarm):
-        return {"kind": kind, "collapse": collapse, "alarm": alarm}
+        return {"kind": kind, "collapse": collapse, "alarm": alarm, "left_at_alarm": 0.9, "left_at_end": 0.123}
 
     verdicts = [
         run("collapse_live", c, a) for c, a in ((20, 12), (20, 18), (20, 19), (20, None), (None, 30), (None, None))
     ]
     verdicts += [run("healthy_grpo", None, None)] * 3
     assert [row[1:] for row in benchmark.rates(verdicts)] == [
-        ["6", "4", "2 of 4", "2 (1 to 8)", "1 of 2"],
-        ["3", "0", "–", "–", "0 of 3"],
+        ["6", "4", "2 of 4", "2 (1 to 8)", "90 % → 12 %", "1 of 2"],
+        ["3", "0", "–", "–", "–", "0 of 3"],
     ]
+
+
+def test_the_documents_give_the_measured_rates():
+    folder = ROOT / "benchmarks/results"
+    verdicts = json.loads((folder / "guard.json").read_text(encoding="utf-8"))["runs"]
+    table = benchmark.rates_table(verdicts)
+    for document in (ROOT / "docs/guard.md", folder / "README.md"):
+        assert table in document.read_text(encoding="utf-8"), document
+
+
+def test_the_document_gives_the_rules_and_the_remedies_name_recipe_keys():
+    text = (ROOT / "docs/guard.md").read_text(encoding="utf-8")
+    for rule in RULES.values():
+        (line,) = [line for line in text.splitlines() if line.startswith("| ") and f"`{rule.metric}`" in line]
+        assert f"{100 * rule.share:g} %" in line
+        assert not rule.least or f"{rule.least:g}" in line
+    numbers = (
+        f"mean of its last {RECENT} steps",
+        f"best level of the {HORIZON} steps before",
+        f"by {SIGNIFICANT:g} standard errors of a mean of {RECENT} steps",
+        f"({HARM_ALONE * 100 * RULES['reward'].share:g} % or {HARM_ALONE * 100 * RULES['format'].share:g} %",
+        f"({10 * NEAR_CLAMP:g} of 10 nats)",
+        f"after {QUIET} steps without its condition, or when a further sign joins, {PATIENCE} steps later",
+        f"first verdict falls at step {FIRST + RECENT}",
+        f"depends on the last {HORIZON + RECENT} steps alone",
+        f"slower than {100 * RULES['reward'].share:g} % in {HORIZON} steps",
+    )
+    prose = " ".join(text.split())
+    for number in numbers:
+        assert number in prose
+    keys = TrainConfig.__dataclass_fields__
+    remedies = {alarms(rows)[0].remedy for rows in (moved(reward=0.3), moved(**LOW, perception_kl=2.0))}
+    remedies |= {alarms(moved(reward=0.3, perception_kl=None))[0].remedy}
+    for remedy in remedies:
+        assert remedy.endswith(".") and set(re.findall(r"\w+_\w+", remedy)) <= keys.keys()
