@@ -7,6 +7,7 @@ stop the run (`TooManyUnusableRows`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -36,6 +37,7 @@ PROMPT_SUFFIX = (
 
 COLUMNS = ("problem", "answer", "images")
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+READERS = ("parquet", "json", "csv", "arrow", "imagefolder")
 LONGEST_TAG = 64  # characters; a longer text groups nothing
 MAX_TAGS = 64  # of a row that lists them
 LONGEST_ID = 200  # characters; a longer text names nothing
@@ -219,6 +221,10 @@ def _open(
         if not path.exists():
             table = datasets.load_dataset(source, revision=revision, **options)
         elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            for state in path.glob("**/state.json"):
+                for named in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+                    if Path(named["filename"]).name != named["filename"]:
+                        raise DataError(f"{state} takes rows from {named['filename']}, which is not beside it")
             table = datasets.load_from_disk(source)
             if isinstance(table, datasets.DatasetDict):
                 if split not in table:
@@ -238,6 +244,7 @@ def _open(
             except _UNREADABLE as error:
                 raise DataError(f"{_damaged(files)}{error.__cause__ or error}") from error
         else:
+            _builder(path)
             table = datasets.load_dataset(source, **options)
     return table, source, root, files
 
@@ -285,7 +292,7 @@ def _data_files(path: Path, split: str) -> list[Path]:
             raise DataError(f"{path.suffix or 'no suffix'} is not one of {', '.join(BUILDERS)}")
         return [path]
     if _has_configs(path):  # left to itself `datasets` would cache its files by the card, and miss what they hold now
-        builder = datasets.load_dataset_builder(str(path))
+        builder = _builder(path)
         named = (builder.config.data_files or {}).get(re.match(r"\w*", split)[0], [])
         return [Path(file) for file in named] if all(Path(file).suffix in BUILDERS for file in named) else []
     visible = [file for file in path.rglob("*") if not any(part[0] == "." for part in file.relative_to(path).parts)]
@@ -300,6 +307,19 @@ def _data_files(path: Path, split: str) -> list[Path]:
                 raise DataError(f"no file there names it, only {', '.join(file.name for file in files[:10])}")
             return files
     return []
+
+
+def _builder(folder: Path) -> datasets.DatasetBuilder:
+    """What would read a folder. Raises DataError where its card names files that are not in it, or where they may hold
+    more than values (an archive of WebDataset's may hold pickled tensors)."""
+    builder = datasets.load_dataset_builder(str(folder))
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in READERS:
+        raise DataError(f"it would be read as {kind}, which is none of {', '.join(READERS)}: convert it to parquet")
+    for file in (f"{file}" for group in (builder.config.data_files or {}).values() for file in group):
+        if not Path(os.path.normpath(file)).is_relative_to(folder.resolve()):
+            raise DataError(f"its card takes rows from {file}, which is none of its own files")
+    return builder
 
 
 def _has_configs(path: Path) -> bool:

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -590,3 +592,42 @@ def test_the_document_names_tests_that_exist():
         file = name or file
         (found,) = (ROOT / "tests").rglob(file)
         assert not test or f"def {test}(" in found.read_text("utf-8"), f"{file}::{test}"
+
+
+def _rows(folder):
+    folder.mkdir(parents=True)
+    Dataset.from_list([{"problem": "a", "answer": "1", "images": []}]).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_a_card_of_a_data_set_names_its_own_files_alone(tmp_path):
+    """Else a folder that was downloaded would read, and train on, any table of this machine."""
+    _rows(tmp_path / "private")
+    folder = _rows(tmp_path / "public")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: ../private/*.parquet\n---\n"
+    )
+    with pytest.raises(DataError, match="its card takes rows from .*private/train.parquet, which is none of its own"):
+        load_rows(folder)
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.parquet\n---\n")
+    assert len(load_rows(folder)) == 1
+
+
+def test_so_does_the_state_of_a_saved_one(tmp_path):
+    Dataset.from_list([{"problem": "a", "answer": "1", "images": []}]).save_to_disk(tmp_path / "saved")
+    assert len(load_rows(tmp_path / "saved")) == 1
+    state = tmp_path / "saved" / "state.json"
+    content = json.loads(state.read_text())
+    content["_data_files"] = [{"filename": "../private.arrow"}]
+    state.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="takes rows from ../private.arrow, which is not beside it"):
+        load_rows(tmp_path / "saved")
+
+
+def test_an_archive_that_may_hold_pickles_is_no_data_set(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "sample.txt").write_text("x")
+    with tarfile.open(tmp_path / "data" / "train-0.tar", "w") as archive:
+        archive.add(tmp_path / "sample.txt", "0.txt")
+    with pytest.raises(DataError, match="would be read as webdataset, .*: convert it to parquet"):
+        load_rows(tmp_path / "data")
