@@ -18,13 +18,13 @@ from PIL import Image
 
 from benchmarks.grading import make
 from papo_hub.batch import Completion
-from papo_hub.data import Rows
 from papo_hub.evaluation.benchmarks import Benchmark
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.run import finish
 from papo_hub.evaluation.runner import Task, answer
 from papo_hub.evaluation.settings import describe
 from papo_hub.modeling.tiny import tiny_processor
+from papo_hub.rows import Rows
 
 
 class ReadyEngine:

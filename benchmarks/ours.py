@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from benchmarks.work import MASK, Shape, Work, make_work, reward
 from papo_hub.batch import Batch, Prompt, Sample
 from papo_hub.config import TrainConfig
-from papo_hub.data import Rows, encode
+from papo_hub.data import encode
 from papo_hub.experience import collect
 from papo_hub.interruption import Interruption
 from papo_hub.memory import MicroBatchLimit
@@ -20,6 +20,7 @@ from papo_hub.modeling import load_processor
 from papo_hub.objectives import Logprobs
 from papo_hub.plugins import PapoAccelerator, PerceptionPlugin, RewardPlugin, RolloutPlugin, global_counts
 from papo_hub.rollout import Sampling, TransformersEngine
+from papo_hub.rows import Rows
 from papo_hub.shared_prefix import shared_prefix_logprobs
 from papo_hub.stream import PromptStream
 

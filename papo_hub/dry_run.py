@@ -6,10 +6,11 @@ import datasets
 from transformers import AutoConfig, PreTrainedConfig
 
 from papo_hub.config import TrainConfig, notices
-from papo_hub.data import DataError, describe
+from papo_hub.data import describe
 from papo_hub.memory import memory_plan
 from papo_hub.modeling import read_config
 from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
+from papo_hub.rows import DataError
 
 # Where the Hub is out of reach: the sizes of the models that the recipes name, as their config.json has them.
 KNOWN = {

@@ -19,13 +19,13 @@ def ended(run: Callable[[], None]) -> int:
     bug report needs. Of several processes the first to fail speaks, since the others fail in consequence."""
     from papo_hub.checkpoint import CheckpointError
     from papo_hub.config import ConfigError
-    from papo_hub.data import DataError
     from papo_hub.evaluation.answers import AnswersError
     from papo_hub.experience import SamplingExhausted
     from papo_hub.hub import HubError
     from papo_hub.interruption import EXIT_CODE, Interrupted
     from papo_hub.memory import MemoryExhausted
     from papo_hub.modeling import UntrustedModel
+    from papo_hub.rows import DataError
     from papo_hub.trainer import CollapseAhead, TrainingDiverged
     from papo_hub.workers import WorkerDied
 

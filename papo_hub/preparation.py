@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from papo_hub.checkpoint import find_checkpoint
 from papo_hub.config import ConfigError, TrainConfig
-from papo_hub.data import PROMPT_SUFFIX, Rows, StreamedRows, load_rows, stream_rows
+from papo_hub.data import PROMPT_SUFFIX
 from papo_hub.digits import DigitRows
 from papo_hub.files import replace_file
 from papo_hub.hub.cache import read_commit
@@ -22,6 +22,7 @@ from papo_hub.hub.resume import SCHEME, fetch_checkpoint
 from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm, read_config
 from papo_hub.plugins import PerceptionPlugin, on_main
 from papo_hub.redaction import redacted
+from papo_hub.rows import Rows, StreamedRows, load_rows, stream_rows
 from papo_hub.stream import PromptStream
 from papo_hub.tracking import provenance
 

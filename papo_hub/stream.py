@@ -20,11 +20,8 @@ from transformers import ProcessorMixin
 from papo_hub.batch import Prompt
 from papo_hub.data import (
     PROMPT_SUFFIX,
-    DataError,
     Mask,
     PromptLimit,
-    Rows,
-    StreamedRows,
     TooManyUnusableRows,
     UnusableRow,
     check_length,
@@ -34,6 +31,7 @@ from papo_hub.data import (
     special_tokens,
 )
 from papo_hub.randomness import derived_generator
+from papo_hub.rows import DataError, Rows, StreamedRows
 from papo_hub.workers import WorkerPool
 
 JUDGED = 20  # rows after which the share of unusable ones is judged; earlier, where an epoch ends

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from papo_hub.batch import Completion, Prompt, pad_completions
 from papo_hub.config import ConfigError, key
-from papo_hub.data import check_row, encode, load_rows
+from papo_hub.data import check_row, encode
 from papo_hub.digits import DigitRows
 from papo_hub.modeling import load_processor, load_vlm
 from papo_hub.modeling.tiny import build_tiny
@@ -20,6 +20,7 @@ from papo_hub.objectives import reduce
 from papo_hub.plugins import global_counts, syncing
 from papo_hub.preparation import check_sees, columns, prompt_suffix
 from papo_hub.randomness import derived_generator
+from papo_hub.rows import load_rows
 from papo_hub.shared_prefix import shared_prefix_logprobs
 
 

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from papo_hub.batch import pad_completions
-from papo_hub.data import Rows
 from papo_hub.digits import DigitRows
 from papo_hub.modeling import load_processor
 from papo_hub.objectives import PAPO_G, Logprobs, Weights, group_advantages
@@ -25,6 +24,7 @@ from papo_hub.plugins import (
     syncing,
 )
 from papo_hub.randomness import derived_generator
+from papo_hub.rows import Rows
 from papo_hub.shared_prefix import shared_prefix_logprobs
 from papo_hub.stream import PromptStream
 

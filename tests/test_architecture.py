@@ -15,7 +15,7 @@ LAYERS = {
     0: "version resources redaction files config batch images masking randomness rewards grading workers objectives "
     "statistics metrics",
     1: "modeling",
-    2: "data stream digits head logprobs prefix_attention shared_prefix rollout",
+    2: "rows data stream digits head logprobs prefix_attention shared_prefix rollout",
     3: "experience trainer run_state unfinished checkpoint interruption memory guard preparation dry_run warmup "
     "report tracking plugins evaluation hub card dataset drawing figures",
     5: "cli ending",
@@ -31,7 +31,7 @@ LIBRARIES = {
 EXCEPTIONS = {
     ("metrics", "datasets"),  # the types of a metric's inputs
     ("hub", "huggingface_hub"),  # the only room that talks to the Hub
-    ("data", "huggingface_hub"),  # where the cache lies, whose links a dataset's image paths may follow
+    ("rows", "huggingface_hub"),  # where the cache lies, whose links a dataset's image paths may follow
     ("dataset", "huggingface_hub"),  # likewise
     ("card", "huggingface_hub"),  # rendering a card; pushing it is hub's
 }

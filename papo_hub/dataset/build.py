@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 from papo_hub.card import check_card, plain
 from papo_hub.card.check import LICENSES
 from papo_hub.config import ConfigError, is_repository_id
-from papo_hub.data import COLUMNS, DataError, Rows, UnusableRow, load_rows
+from papo_hub.data import UnusableRow
 from papo_hub.dataset.card import render_card
 from papo_hub.dataset.content import check_publishable
 from papo_hub.dataset.parquet import ParquetFiles
 from papo_hub.dataset.tally import Tally
 from papo_hub.digits import DigitRows
 from papo_hub.hub.cache import read_commit
+from papo_hub.rows import COLUMNS, DataError, Rows, load_rows
 from papo_hub.version import __version__
 
 SHOWN = 5  # unusable rows that an error names
@@ -71,7 +72,7 @@ def build_dataset(
     done; what an earlier call wrote there is replaced then.
 
     Args:
-        source: "digits", or what `papo_hub.data.load_rows` reads; `columns` and `revision` are as there.
+        source: "digits", or what `papo_hub.rows.load_rows` reads; `columns` and `revision` are as there.
         limit: only the first so many rows of each split.
         repo_id: OWNER/NAME that the card's examples load.
         tag: the version that they load.

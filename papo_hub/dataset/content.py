@@ -12,9 +12,10 @@ from typing import Any
 from PIL import Image
 
 from papo_hub.batch import Sample
-from papo_hub.data import Rows, UnusableRow, check_row
+from papo_hub.data import UnusableRow, check_row
 from papo_hub.images import image_sources
 from papo_hub.rewards import accuracy_reward
+from papo_hub.rows import Rows
 
 # Turn markers and image tokens of the usual chat formats; a model's own tokens are looked for when it is trained.
 _CONTROL = re.compile(r"<\|[^<>|\s]{1,40}\|>|<(?:start|end)_of_turn>")

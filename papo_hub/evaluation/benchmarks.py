@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from papo_hub.config import ConfigError, is_repository_id
-from papo_hub.data import BUILDERS, PROMPT_SUFFIX, DataError, Rows, load_rows
+from papo_hub.data import PROMPT_SUFFIX
 from papo_hub.digits import DigitRows
 from papo_hub.evaluation.official import TURNS, Archive, OfficialTable
 from papo_hub.hub import Client
 from papo_hub.hub.cache import read_commit
+from papo_hub.rows import BUILDERS, DataError, Rows, load_rows
 
 PAPO_EVAL = "PAPOGalaxy/PAPO_eval"
 
@@ -213,7 +214,7 @@ def load(benchmark: Benchmark, limit: int | None = None) -> Rows:
     `check_row` says what is wrong. Rows may hold `messages` in place of `problem` and `answer`, see
     `papo_hub.evaluation.official`. The archive of images is downloaded once, at the commit of the rows.
 
-    Raises FileNotFoundError and DataError as `papo_hub.data.load_rows`, and `papo_hub.hub.HubError` where the archive
+    Raises FileNotFoundError and DataError as `papo_hub.rows.load_rows`, and `papo_hub.hub.HubError` where the archive
     cannot be downloaded.
     """
     if benchmark.dataset == "digits":

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from papo_hub.data import DataError, UnusableRow
+from papo_hub.data import UnusableRow
+from papo_hub.rows import DataError
 
 TURNS = {"problem": "messages", "answer": "messages"}  # both are in one column
 UNPACKED = ("data/images/", "data/", "images/")  # where the authors unpack an archive, and what their paths start with
@@ -26,7 +27,7 @@ class OfficialTable(Sequence):
     """The first `size` rows of `table`, with turns read as `problem` and `answer`, and paths as images of the archive.
 
     Args:
-        table: rows as `papo_hub.data.load_rows` gives them; a row that has no turns passes unchanged.
+        table: rows as `papo_hub.rows.load_rows` gives them; a row that has no turns passes unchanged.
         size: number of rows; None: all.
 
     `archive` is that of the images which rows name by path; while it is None, paths stay paths.

@@ -21,10 +21,11 @@ from PIL import Image
 
 from papo_hub.batch import Sample
 from papo_hub.config import ConfigError
-from papo_hub.data import PLACEHOLDER, DataError, Rows, UnusableRow, check_row
+from papo_hub.data import PLACEHOLDER, UnusableRow, check_row
 from papo_hub.evaluation.answers import Answer
 from papo_hub.evaluation.benchmarks import BENCHMARKS, Benchmark, load
 from papo_hub.hub import HubError
+from papo_hub.rows import DataError, Rows
 
 if TYPE_CHECKING:
     from papo_hub.evaluation.compare import Comparison, Flip, Row

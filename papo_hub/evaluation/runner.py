@@ -18,17 +18,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from papo_hub.batch import Prompt, Sample
-from papo_hub.data import (
-    PROMPT_SUFFIX,
-    DataError,
-    PromptLimit,
-    Rows,
-    UnusableRow,
-    chat_text,
-    check_row,
-    encode,
-    special_tokens,
-)
+from papo_hub.data import PROMPT_SUFFIX, PromptLimit, UnusableRow, chat_text, check_row, encode, special_tokens
 from papo_hub.evaluation.answers import Answer, Key, Transcript, begun, digest, merge, read_answers
 from papo_hub.evaluation.dependence import visual_dependence
 from papo_hub.evaluation.protocol import Protocol
@@ -36,6 +26,7 @@ from papo_hub.evaluation.views import CLEAN, seen
 from papo_hub.randomness import derived_generator
 from papo_hub.rewards import accuracy_rewards, format_reward, last_boxed
 from papo_hub.rollout import RolloutEngine, Sampling
+from papo_hub.rows import DataError, Rows
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_bad_input_is_one_message(here, tmp_path, monkeypatch, capsys):
 
 def test_a_run_remembers_which_commit_it_read(pushed, here, elsewhere):
     program = """
-from papo_hub.data import load_rows
+from papo_hub.rows import load_rows
 from papo_hub.hub.cache import read_commit
 assert read_commit({name!r}, None, "dataset") is None  # not read yet
 load_rows({name!r})

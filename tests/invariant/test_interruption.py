@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from papo_hub import experience, trainer
 from papo_hub.checkpoint import CheckpointError, checkpoints, is_unfinished, load_state
 from papo_hub.config import ConfigError, seconds
-from papo_hub.data import DataError
 from papo_hub.evaluation import runner
 from papo_hub.interruption import EXIT_CODE, Interrupted, Interruption
 from papo_hub.objectives import terms
 from papo_hub.rollout import transformers as sampling
+from papo_hub.rows import DataError
 from papo_hub.tracking import read_metrics
 from papo_hub.trainer import train
 from papo_hub.unfinished import StepUnderWay

@@ -13,10 +13,11 @@ from PIL import Image
 
 from papo_hub.card.check import LICENSES
 from papo_hub.config import ConfigError
-from papo_hub.data import DataError, UnusableRow, check_row
+from papo_hub.data import UnusableRow, check_row
 from papo_hub.digits import DigitRows
 from papo_hub.evaluation import benchmarks, official
 from papo_hub.evaluation.benchmarks import BENCHMARKS, GROUPS, PAPER_RESULTS, load, select
+from papo_hub.rows import DataError
 
 ROOT = Path(__file__).parents[2]
 PAPER = (

@@ -18,20 +18,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from papo_hub.batch import Sample
-from papo_hub.data import (
-    PROMPT_SUFFIX,
-    Rows,
-    UnusableRow,
-    check_row,
-    describe,
-    encode,
-    load_rows,
-    prompt_length,
-    special_tokens,
-    stream_rows,
-)
+from papo_hub.data import PROMPT_SUFFIX, UnusableRow, check_row, describe, encode, prompt_length, special_tokens
 from papo_hub.masking import RandomPatchMask
 from papo_hub.randomness import derived_generator
+from papo_hub.rows import Rows, load_rows, stream_rows
 
 VISUAL_QA = Path(
     os.environ.get("PAPO_VISUAL_QA", Path(__file__).resolve().parents[3] / "shared" / "data" / "visual_qa")

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from papo_hub.card import check_card
-from papo_hub.data import DataError, UnusableRow, check_row, load_rows, stream_rows
+from papo_hub.data import UnusableRow, check_row
 from papo_hub.dataset import build, build_dataset, check_publishable, content_hash, parquet, source_rows
 from papo_hub.dataset.tally import Tally, answer_kind
+from papo_hub.rows import DataError, load_rows, stream_rows
 
 VISUAL_QA = Path(
     os.environ.get("PAPO_VISUAL_QA", Path(__file__).resolve().parents[3] / "shared" / "data" / "visual_qa")

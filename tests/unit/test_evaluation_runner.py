@@ -9,13 +9,14 @@ from accelerate import Accelerator
 from PIL import Image
 
 from papo_hub.batch import Completion
-from papo_hub.data import DataError, Rows, UnusableRow
+from papo_hub.data import UnusableRow
 from papo_hub.digits import DigitRows
 from papo_hub.evaluation import runner
 from papo_hub.evaluation.answers import FILE, Transcript, read_answers
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.runner import Skipped, Task, answer
 from papo_hub.randomness import derived_generator
+from papo_hub.rows import DataError, Rows
 
 VIEWS = ("clean", "mask-0.6", "blank")
 # 3 + 2 clean units (8 answers // k 4 = 2 problems), then of each task 2 + 2 and 1 + 1 of the other views (4 problems)

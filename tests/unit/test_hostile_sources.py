@@ -10,25 +10,14 @@ import pytest
 from test_hostile_rows import encoded, picture, reason, row
 from tokenizers import AddedToken, normalizers
 
-from papo_hub.data import (
-    DataError,
-    PromptLimit,
-    Rows,
-    TooManyUnusableRows,
-    UnusableRow,
-    chat_text,
-    check_row,
-    encode,
-    load_rows,
-    prompt_length,
-    stream_rows,
-)
+from papo_hub.data import PromptLimit, TooManyUnusableRows, UnusableRow, chat_text, check_row, encode, prompt_length
 from papo_hub.evaluation.answers import read_answers
 from papo_hub.evaluation.benchmarks import load, select
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.run import Request, evaluate
 from papo_hub.images import MAX_PIXELS, UnusableImage, decode_images
 from papo_hub.modeling.tiny import tiny_processor as make_processor
+from papo_hub.rows import DataError, Rows, load_rows, stream_rows
 from papo_hub.stream import PromptStream
 
 

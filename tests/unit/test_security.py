@@ -26,12 +26,13 @@ from safetensors.torch import load_file
 from papo_hub.batch import Sample
 from papo_hub.cli import main, train_command
 from papo_hub.config import ConfigError
-from papo_hub.data import DataError, chat_text, load_rows, stream_rows
+from papo_hub.data import chat_text
 from papo_hub.grading import mathematics, mathruler
 from papo_hub.hub.versions import Row, _record, table
 from papo_hub.modeling import PapoForConditionalGeneration, UntrustedModel, load_processor, load_vlm
 from papo_hub.preparation import check_sees, load_model
 from papo_hub.rewards import accuracy_reward
+from papo_hub.rows import DataError, load_rows, stream_rows
 
 ROOT = Path(__file__).parents[2]
 BIN, INDEX, SAFE = "pytorch_model.bin", "model.safetensors.index.json", "model.safetensors"

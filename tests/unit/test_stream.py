@@ -19,18 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from papo_hub.config import ConfigError
-from papo_hub.data import (
-    DataError,
-    Rows,
-    StreamedRows,
-    TooManyUnusableRows,
-    check_row,
-    load_rows,
-    prompt_length,
-    stream_rows,
-)
+from papo_hub.data import TooManyUnusableRows, check_row, prompt_length
 from papo_hub.masking import RandomPatchMask
 from papo_hub.randomness import derived_generator
+from papo_hub.rows import DataError, Rows, StreamedRows, load_rows, stream_rows
 from papo_hub.stream import PromptStream, ShuffledBlocks
 from papo_hub.workers import WorkerDied
 
