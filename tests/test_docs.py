@@ -252,3 +252,22 @@ def test_links_between_documents_lead_somewhere():
     for document in (ROOT / "docs").glob("*.md"):
         for link in re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text(encoding="utf-8")):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+# --- what is said to be tested ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", ["reliability.md", "security.md"])
+def test_every_test_that_a_document_names_exists(document):
+    """`test_x.py::test_y`, and `::test_z` for another of the file named before it."""
+    known = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    file, named = None, 0
+    content = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    content = re.sub(r"```.*?```", "", content, flags=re.DOTALL)
+    for there, test in re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)?(?:::(test_\w+))?`", content):
+        file = there or file
+        assert file in known, file
+        if test:
+            named += 1
+            assert re.search(rf"^def {test}\(", known[file], flags=re.MULTILINE), f"{file}::{test}"
+    assert named > 10
