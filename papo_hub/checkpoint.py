@@ -77,12 +77,12 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)  # gives its space back
         raise CheckpointError(_not_written(final, error)) from error
-    _rotate(folder, final, keep, healthy)
+    rotate(folder, final, keep, healthy)
     return final
 
 
-def _rotate(folder: Path, newest: Path, keep: int, healthy: int | None) -> None:
-    """Remove what the newest checkpoint makes obsolete, each whole or not at all."""
+def rotate(folder: Path, newest: Path, keep: int, healthy: int | None) -> None:
+    """Remove what the newest checkpoint makes obsolete, each whole or not at all. Arguments as of `save_checkpoint`."""
     found = [path for path in checkpoints(folder) if _order(path) <= _order(newest)]  # no longer the future of a run
     kept = found[-keep:]
     if healthy is not None:

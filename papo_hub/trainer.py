@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
 from papo_hub.batch import Batch
-from papo_hub.checkpoint import forget_after, is_unfinished, last_good, save_checkpoint
+from papo_hub.checkpoint import checkpoints, forget_after, is_unfinished, last_good, rotate, save_checkpoint
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.training import HeldOut
 from papo_hub.experience import collect
@@ -147,6 +147,10 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     log.say(memory_plan(config, model.config).line(device_memory(accelerator.device)))
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {state.step}")
+        # No save follows the last step: what a kill left of the last rotation is finished here.
+        folder = run / "checkpoints"
+        if state.step == max_steps and accelerator.is_main_process and checkpoint in checkpoints(folder):
+            rotate(folder, checkpoint, config.save_total_limit, healthy_until(state, config))
     accelerator.init_trackers("papo_hub", config=redacted(asdict(config)), init_kwargs=tracker_options(run_name))
     uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
     if held_out is not None and checkpoint is None:
@@ -300,7 +304,6 @@ def save(
         if (run / "metrics.jsonl").exists():  # a checkpoint must not outlive the record of its steps
             sync(run / "metrics.jsonl")
         moving = state.state_dict() | ({} if position is None else {"stream": position})
-        healthy = None if config.guard == "off" else state.guard.healthy_until
         return save_checkpoint(
             folder,
             state.step,
@@ -309,11 +312,16 @@ def save(
             state.optimizer,
             moving,
             config.save_total_limit,
-            healthy,
+            healthy_until(state, config),
             None if under_way is None else shares,
         )
 
     return on_main(accelerator, write)
+
+
+def healthy_until(state: RunState, config: TrainConfig) -> int | None:
+    """The last step that the guard holds for healthy; None where nobody watches."""
+    return None if config.guard == "off" else state.guard.healthy_until
 
 
 def stopped_by_guard(run: Path, alarm: Alarm) -> str:
