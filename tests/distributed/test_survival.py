@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -230,6 +231,16 @@ def test_accelerate_launch_ends_and_its_program_saves(start, here, whole, tmp_pa
     assert (said, step, is_unfinished(saved)) == (reason, 2, True)
     assert "job 0: 75" in program.said
     assert_same(train(here(tmp_path / "run", resume_from_checkpoint="latest")), whole)
+
+
+@pytest.mark.parametrize("left", ["step-000001", "removed-step-000001", "partial-step-000004"])
+def test_a_kill_in_the_last_save_leaves_nothing_behind(whole, tmp_path, here, without_report, left):
+    """No save follows that would sweep."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "checkpoints" / "step-000001").rename(run / "checkpoints" / left)
+    train(here(run, resume_from_checkpoint="latest", save_total_limit=2))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
 
 def test_a_comparison_that_could_not_fail_would_show(whole, tmp_path, here, without_report):

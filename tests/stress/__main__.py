@@ -69,7 +69,7 @@ RUNS = [("papo_g", 1), ("papo_g", 2), ("papo_d", 1), ("streamed", 1), ("papo_d",
 FIRST_AIMS = {"any": 9, "save": 3, "rotation": 2, "end": 2, "start": 1}
 LATER_AIMS = {"any": 6, "start": 4, "save": 3, "rotation": 2, "end": 2}
 WHERE = [  # functions, the first that is on the stack counts
-    ("rotation", {"checkpoint._rotate"}),
+    ("rotation", {"checkpoint.rotate"}),
     ("save", {"trainer.save"}),
     ("resume", {"unfinished.load", "run_state.load", "preparation.chosen_checkpoint"}),
     ("rollout", {"experience._sample"}),
