@@ -233,9 +233,10 @@ class Driver:
             workers[0].send_signal(signal.SIGUSR2)
         except psutil.NoSuchProcess:
             return None
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline and file.stat().st_size == size:
-            time.sleep(0.0002)
+        deadline, seen = time.monotonic() + 1, size
+        while time.monotonic() < deadline and (seen == size or file.stat().st_size > seen):  # it is written in pieces
+            seen = file.stat().st_size
+            time.sleep(0.003)
         return file.read_text()[size:]
 
     def _check_stopped(self, program: Program, run: Path, here: str, outcome: Outcome) -> tuple[Path, int] | None:
