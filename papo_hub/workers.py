@@ -13,17 +13,20 @@ import multiprocessing
 import pickle
 import signal
 import threading
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
 logger = logging.getLogger(__name__)
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what asks a run to stop
 
 
 class WorkerDied(RuntimeError):
@@ -39,7 +42,8 @@ class WorkerPool:
 
     (torch's DataLoader, which was tried, waits for ever where a worker is killed while it writes to the shared queue.)
 
-    They end with `close`, with the last reference to the pool, and with this process, however it ends.
+    They end with `close`, with the last reference to the pool, and with this process, however it ends; not by a signal that
+    asks this process to stop, which terminals, launchers and schedulers send to all of its group: until it has, it needs them.
     """
 
     def __init__(self, function: Callable[..., Any], count: int) -> None:
@@ -47,7 +51,10 @@ class WorkerPool:
         context.set_forkserver_preload([__name__, function.__module__])
         self._jobs: SimpleQueue[tuple[Future, tuple] | None] = SimpleQueue()
         processes: list = []
-        self._end = weakref.finalize(self, _end, self._jobs, processes)
+        self._end = Finalize(
+            self, _end, (self._jobs, processes), exitpriority=0
+        )  # before multiprocessing waits for them
+        _start_server()
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, function), daemon=True)
@@ -66,6 +73,16 @@ class WorkerPool:
     def close(self) -> None:
         """End the processes; calls without a result are cancelled or fail."""
         self._end()
+
+
+def _start_server() -> None:
+    """Start the server of forks where there is none: it and its forks inherit that stops are held back."""
+    resource_tracker.ensure_running()  # which would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(jobs: SimpleQueue, connection: Connection, process: Any, function: Callable[..., Any]) -> None:
@@ -111,7 +128,7 @@ def _end(jobs: SimpleQueue, processes: list) -> None:
         while True:
             jobs.get_nowait()[0].cancel()
     for process in processes:
-        process.terminate()
+        process.kill()
         jobs.put(None)
     for process in processes:
         process.join()
@@ -119,7 +136,6 @@ def _end(jobs: SimpleQueue, processes: list) -> None:
 
 def _work(connection: Connection, function: Callable[..., Any]) -> None:
     """Main function of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     torch.set_num_threads(1)
     try:
         while True:

@@ -166,3 +166,31 @@ def test_workers_compute_with_one_thread_and_end_with_the_program(tmp_path, end)
     expected = {"fails": "ValueError: a program with an error", "interrupted": "KeyboardInterrupt", "killed": ""}[end]
     assert errors.strip().split("\n")[-1] == expected
     assert errors.count("Traceback") == (end != "killed")
+
+
+STOPPING = """
+import operator, os, signal
+from workers import WorkerPool
+
+if __name__ == "__main__":
+    told = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda number, frame: told.append(number))
+    first = WorkerPool(operator.call, 1)
+    pid = first.submit(os.getpid).result()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.killpg(0, number)
+    second = WorkerPool(operator.call, 1)  # from the same server
+    assert first.submit(os.getpid).result() == pid != second.submit(os.getpid).result()
+    assert len(told) == 3, told
+"""
+
+
+def test_what_asks_the_whole_group_to_stop_ends_no_worker(tmp_path):
+    """As torchrun, Slurm and terminals do; the program itself hears it, and needs its workers until it has saved."""
+    shutil.copy(workers.__file__, tmp_path)
+    (tmp_path / "program.py").write_text(STOPPING, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(command, env=environment, start_new_session=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
