@@ -161,7 +161,7 @@ class Driver:
         reference, outcome = self.reference(name, processes), Outcome()
         run = self.folder / f"run{number:03d}-{name}-{processes}"
         told, options = None, ()
-        for attempt in range(self.draw.choices((1, 2, 3), (4, 4, 3))[0]):
+        for attempt in range(self.draw.choices((1, 2, 3), (2, 3, 4))[0]):
             if attempt == at_most:
                 break
             aim = self._drawn(LATER_AIMS if attempt else FIRST_AIMS)
@@ -209,7 +209,7 @@ class Driver:
             left = (last - len(rows(run))) / last * reference.steps
             moment = time.time() + self.draw.random() * left
             program.until(lambda: time.time() > moment, every=0.01)
-        stack = None if aim in ("save", "rotation") else self._stack(program)
+        stack = None if evidence(folder, program.started) else self._stack(program)
         if sign is signal.SIGKILL:
             if not program.running:
                 return None
