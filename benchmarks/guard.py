@@ -4,8 +4,9 @@
     python -m benchmarks.guard --replay FOLDER
 
 Makes the runs of KINDS with the seeds 11, 12, … (finished ones are kept; they need the warm-up of recipes/tiny), or with
---replay takes those of a folder as they are. Writes guard.json with what the guard said in every run, and the table into
-README.md beside it. The thresholds were set on the seeds 1 to 4. What counts was fixed before the other runs were looked at:
+--replay takes those of a folder as they are, from seed 11 on. Writes guard.json with what the guard said in every run, and
+the table into guard.md beside it. The thresholds were set on the seeds 1 to 4. What counts was fixed before the other runs
+were looked at:
 
 * A run collapses at the first step at which the mean reward of five steps lies a third below the highest such mean so far.
 * A collapse is caught if the first alarm comes at least `MARGIN` = 2 steps before; the lead is the steps between the two.
@@ -53,7 +54,6 @@ MEANING = {
     "healthy_grpo": "GRPO",
     "healthy_dapo": "DAPO",
 }
-SECTION = "# The guard: collapses seen coming"
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -156,21 +156,19 @@ def rates_table(verdicts: Sequence[dict[str, Any]]) -> str:
 
 
 def write_results(verdicts: list[dict[str, Any]], folder: Path) -> str:
-    """guard.json, and the section of README.md that says what is in it; returns the table."""
+    """guard.json, and guard.md, which says what is in it; returns the table."""
     results = {"date": datetime.date.today().isoformat(), "kinds": KINDS, "runs": verdicts}
     lines = ",\n  ".join(json.dumps(verdict) for verdict in verdicts)
     head = json.dumps(results | {"runs": []}, indent=1).replace('"runs": []', f'"runs": [\n  {lines}\n ]')
     (folder / "guard.json").write_text(head + "\n", encoding="utf-8")
-    readme = folder / "README.md"
-    before = readme.read_text(encoding="utf-8").split(SECTION)[0].rstrip() if readme.exists() else ""
     text = (
-        f"{SECTION}\n\nMeasured on {results['date']}, tiny recipes, 320 completions a step. A collapse: the mean reward of "
-        f"{SMOOTHED} steps falls a third below its best. Caught: an alarm {MARGIN} steps before or more. Lead: median (range) "
-        "of the steps between the first alarm and the collapse. Reward left: its mean of 5 steps as a share of the best, at "
-        "the first alarm and at the end of the run, which went on; medians. Every run is in guard.json. Made by `python -m "
-        f"benchmarks.guard`.\n\n{rates_table(verdicts)}\n"
+        f"# The guard: collapses seen coming\n\nMeasured on {results['date']}, tiny recipes, 320 completions a step. A "
+        f"collapse: the mean reward of {SMOOTHED} steps falls a third below its best. Caught: an alarm {MARGIN} steps before "
+        "or more. Lead: median (range) of the steps between the first alarm and the collapse. Reward left: its mean of 5 "
+        "steps as a share of the best, at the first alarm and at the end of the run, which went on; medians. Every run is in "
+        f"guard.json. Made by `python -m benchmarks.guard`.\n\n{rates_table(verdicts)}\n"
     )
-    readme.write_text(f"{before}\n\n{text}".lstrip(), encoding="utf-8")
+    (folder / "guard.md").write_text(text, encoding="utf-8")
     return rates_table(verdicts)
 
 
@@ -226,8 +224,10 @@ def main() -> None:
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(lambda run: train(folder, *run), wanted))
     runs = {kind: [] for kind in KINDS}
-    for run in sorted(folder.glob("*/metrics.jsonl")):
-        runs.setdefault(run.parent.name.rpartition("-")[0], []).append(run.parent)
+    for run in sorted(file.parent for file in folder.glob("*/metrics.jsonl")):
+        kind, _, seed = run.name.rpartition("-")
+        if kind in runs and int(seed) >= FIRST_SEED:
+            runs[kind].append(run)
     verdicts = [replay(run) for kind in KINDS for run in runs[kind]]
     print(write_results(verdicts, options.output))
     if options.picture:

@@ -2,9 +2,9 @@
 
 A γ that is too large makes the policy raise its divergence from the masked view instead of reading the image (arXiv
 2507.06448: the perception loss drops sharply, more tokens are clipped from above, both entropies rise, then the rewards
-fall; the variance of the per-token divergence grows 8.4-fold). Each of these also wobbles in sound runs. So a sign is a
-move that is large *and* beyond the run's own noise, and an alarm takes two independent signs, or one that is the harm
-itself.
+fall; the variance of the per-token divergence grows 8.4-fold). With frozen masked log-probs that divergence stays flat, and
+the distance from the reference model tells earlier. Each of these also wobbles in sound runs. So a sign is a move that is
+large *and* beyond the run's own noise, and an alarm takes two independent signs, or one that is the harm itself.
 
 For every watched quantity, the present level is the mean of the last `RECENT` steps. It is compared with the best level of
 the `HORIZON` steps before, where a level is the median of half of those steps, at least `SPAN`; the noise of a step is the
@@ -35,7 +35,7 @@ PATIENCE = 5  # steps after an alarm, before a sign that joins renews it
 class Sign:
     """One quantity that moves as in a collapse."""
 
-    name: str  # "perception_kl", "clip_high", "entropies", "format", "reward" or "kl_variance"
+    name: str  # "perception_kl", "clip_high", "entropies", "format", "reward", "kl_variance" or "reference_kl"
     text: str  # what was seen, with figures
 
 
@@ -68,6 +68,7 @@ RULES = {
     "clip_high": Rule("share of tokens clipped high", "objective/clip_fraction_high", 1, 2.0, least=0.005),
     "entropy": Rule("entropy", "objective/entropy", 1, 0.25),
     "masked_entropy": Rule("masked entropy", "objective/masked_entropy", 1, 0.25),
+    "reference_kl": Rule("KL to the reference", "objective/reference_kl", 1, 0.5, least=0.05),
 }
 SIGNS = {
     "perception_kl": ("perception_kl",),
@@ -76,6 +77,7 @@ SIGNS = {
     "format": ("format",),
     "reward": ("reward",),
     "kl_variance": ("kl_variance",),
+    "reference_kl": ("reference_kl",),
 }
 DIVERGENCE = {
     "perception_kl",
@@ -154,7 +156,7 @@ class Guard:
         back = f"resume from a checkpoint of step {self.healthy_until} or before"
         if all(value is None for value in self._history["perception_kl"]):
             return f"Lower learning_rate or raise beta, and {back}."
-        if names <= {"reward", "format"}:
+        if names <= {"reward", "format", "reference_kl"}:
             return f"Halve gamma (frozen masked log-probs let its KL stay flat), or lower learning_rate, and {back}."
         return f"Halve gamma, or set eta_clean and eta_masked to 0.03 with masked_logprobs: live, and {back}."
 

@@ -21,7 +21,7 @@ from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
 from papo_hub.batch import Batch
-from papo_hub.checkpoint import checkpoints, forget_after, is_unfinished, last_good, rotate, save_checkpoint
+from papo_hub.checkpoint import forget_after, is_unfinished, last_good, rotate, save_checkpoint
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.training import HeldOut
 from papo_hub.experience import collect
@@ -147,10 +147,6 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     log.say(memory_plan(config, model.config).line(device_memory(accelerator.device)))
     if checkpoint is not None:
         log.say(f"resumed from {checkpoint} at step {state.step}")
-        # No save follows the last step: what a kill left of the last rotation is finished here.
-        folder = run / "checkpoints"
-        if state.step == max_steps and accelerator.is_main_process and checkpoint in checkpoints(folder):
-            rotate(folder, checkpoint, config.save_total_limit, healthy_until(state, config))
     accelerator.init_trackers("papo_hub", config=redacted(asdict(config)), init_kwargs=tracker_options(run_name))
     uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
     if held_out is not None and checkpoint is None:
@@ -263,6 +259,9 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
             "Go on with --resume_from_checkpoint latest."
         )
     interruption.deferred = False
+    newest = last_good(run / "checkpoints", max_steps)
+    if accelerator.is_main_process and newest is not None:  # a kill may have left a part of the last rotation
+        rotate(run / "checkpoints", newest, config.save_total_limit, healthy_until(state, config))
     if held_out is not None:
         held_out.measure(run, "after", engine, policy, processor, accelerator, config.model_name_or_path)
     if accelerator.is_main_process:
