@@ -212,6 +212,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
                 )
         if under_way is None or under_way.updates < config.updates_per_step:
             saved = save(run, state, processor, accelerator, config, position, under_way)
+            policy = None
             accelerator.end_training()
             raise Interrupted(
                 f"stopped by {interruption.reason} in step {step + 1} of {max_steps}; saved {saved}. "
@@ -248,6 +249,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
             if uploads is not None:
                 uploads.saved(saved)
         if stop:
+            policy = None
             accelerator.end_training()
             raise CollapseAhead(stopped_by_guard(run, alarm))
 
@@ -270,6 +272,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         finish_run(run, model, processor, examples or stream.take(1), config)
         uploads.finish()
     accelerator.wait_for_everyone()
+    policy = None
     accelerator.end_training()
     return run
 
