@@ -160,6 +160,16 @@ class Driver:
         """Start, kill up to three times, resume to the end, compare."""
         reference, outcome = self.reference(name, processes), Outcome()
         run = self.folder / f"run{number:03d}-{name}-{processes}"
+        try:
+            self._kill_and_resume(run, name, processes, at_most, reference, outcome)
+        except TimeoutError as error:
+            outcome.faults.append(str(error))
+        outcome.faults += differences(run, reference.folder)
+        return outcome
+
+    def _kill_and_resume(
+        self, run: Path, name: str, processes: int, at_most: int, reference: Reference, outcome: Outcome
+    ) -> None:
         told, options = None, ()
         for attempt in range(self.draw.choices((1, 2, 3), (2, 3, 4))[0]):
             if attempt == at_most:
@@ -178,8 +188,6 @@ class Driver:
             if (code := program.wait(PATIENCE)) != 0:
                 outcome.faults.append(f"resumed, it ended with {code}: {program.said[-1500:]}")
             self._check_resumed(program, told, outcome, to_the_end=True)
-        outcome.faults += differences(run, reference.folder)
-        return outcome
 
     def _drawn(self, weights: dict[str, int]) -> str:
         return self.draw.choices(list(weights), list(weights.values()))[0]
