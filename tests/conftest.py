@@ -7,6 +7,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the same numbers on every
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from papo_hub.trainer import train
 from papo_hub.warmup import WarmupConfig, warm_up
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a script's background, which programs inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAST = {
     "dataset_name": "digits",

@@ -103,7 +103,7 @@ def resumed_until_done(make, monkeypatch, place, n):
         ("papo_g", "a micro-batch is trained on", 5, True),
         ("papo_g", "an update is about to be made", 1, True),
         ("papo_g", "a step is logged", 1, False),
-        ("papo_d", "a token is drawn", 300, False),
+        ("papo_d", "a token is drawn", 180, False),
         ("papo_d", "a micro-batch is trained on", 5, True),
     ],
 )
