@@ -77,9 +77,10 @@ class WorkerPool:
 
 def _start_server() -> None:
     """Start the server of forks where there is none: it and its forks inherit that stops are held back."""
-    resource_tracker.ensure_running()  # which would let them through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
+        resource_tracker.ensure_running()  # which lets some of them through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

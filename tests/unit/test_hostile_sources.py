@@ -299,6 +299,7 @@ def test_a_file_torn_in_the_middle_of_an_epoch_is_an_error_with_its_name_and_no_
     data[len(data) // 2 : len(data) // 2 + 9_000] = b"\x55" * 9_000  # pages of a later row group
     file.write_bytes(bytes(data))
     stream = PromptStream(stream_rows(file), tiny_processor, 0, prompt_suffix="", shuffle_buffer_size=2)
-    with pytest.raises(DataError, match=r"cannot read .*train\.parquet after row [1-9]"):
+    # Arrow reads ahead on threads of its own: how many rows come before the error is a matter of luck.
+    with pytest.raises(DataError, match=r"cannot read .*train\.parquet after row \d"):
         for _ in range(60):
             stream.take(1)
