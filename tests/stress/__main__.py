@@ -376,7 +376,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the moments; printed, to be used again")
     parser.add_argument("--folder", type=Path, default=None, help="where the runs go, and stay; must not exist")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and what it started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # and what it started ends with it
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     folder = (options.folder or Path(tempfile.mkdtemp(), "stress")).resolve()
     print(f"{options.kills} kills, seed {seed}, in {folder}", flush=True)
