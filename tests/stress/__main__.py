@@ -178,8 +178,10 @@ class Driver:
             sign = signal.SIGKILL if self.draw.random() < 0.55 else signal.SIGTERM
             with self.start(name, processes, run, *options) as program:
                 here = self._strike(program, run, name, aim, sign, reference)
-                if here is None:
-                    break  # it was faster: it has ended
+                if here is None:  # it was faster: it has ended
+                    self._check_resumed(program, told, outcome)
+                    told = None
+                    break
                 outcome.kills.append(Kill(sign.name, processes, here, len(rows(run))))
                 self._check_resumed(program, told, outcome)
                 told = self._check_stopped(program, run, here, outcome) if sign is signal.SIGTERM else None
