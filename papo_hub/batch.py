@@ -35,14 +35,15 @@ class Prompt:
     """A sample as the model reads it, in both views.
 
     `clean` is what the processor returns for one row: `input_ids` (1, S), `attention_mask` (1, S), and where there are
-    images `pixel_values`, `image_grid_thw`, `mm_token_type_ids` (1, S). `masked` differs in the pixel values alone and is
-    None where nothing asks for the masked view.
+    images `pixel_values`, `image_grid_thw`, `mm_token_type_ids` (1, S). `masked` and `noisy` differ in the pixel values
+    alone and are None where nothing asks for that view.
     """
 
     sample: Sample
     clean: dict[str, Tensor]
     masked: dict[str, Tensor] | None = None
     masked_images: tuple[Image.Image, ...] = ()
+    noisy: dict[str, Tensor] | None = None
 
     @property
     def length(self) -> int:
@@ -73,7 +74,9 @@ class Batch:
     rewards: dict[str, Tensor]  # each (B,): "mean" (the weighted sum), "accuracy", "format"
     old_logprobs: Tensor | None = None  # (B, T); None: on-policy, the detached current ones serve
     reference_logprobs: Tensor | None = None  # (B, T); None where beta is 0
-    masked_logprobs: Tensor | None = None  # (B, T); None where they are live or nothing needs them
+    masked_logprobs: Tensor | None = None  # (B, T); None where they are made at each update or nothing needs them
+    noisy_logprobs: Tensor | None = None  # likewise
+    token_weights: Tensor | None = None  # (B, T) of the advantages; None: all 1
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -97,6 +100,8 @@ class Batch:
             old_logprobs=cut(self.old_logprobs),
             reference_logprobs=cut(self.reference_logprobs),
             masked_logprobs=cut(self.masked_logprobs),
+            noisy_logprobs=cut(self.noisy_logprobs),
+            token_weights=cut(self.token_weights),
         )
 
     def micros(
@@ -117,7 +122,7 @@ class Batch:
         return prompts + sum(len(completion.token_ids) for completion in self.completions)
 
     def rows(self, view: str = "clean") -> list[dict[str, Tensor]]:
-        """The processor's output for each completion's prompt, in the given view ("clean" or "masked")."""
+        """The processor's output for each completion's prompt, in the given view ("clean", "masked", "noisy")."""
         return [getattr(self.prompts[i], view) for i in self.prompt_index.tolist()]
 
 

@@ -116,7 +116,7 @@ class TrainConfig:
     shuffle_buffer_size: int = key(1000, "rows among which a streamed dataset is shuffled")
 
     # objective
-    objective: Literal["grpo", "dapo", "papo_g", "papo_d"] = key("papo_g", "the algorithm")
+    objective: Literal["grpo", "dapo", "papo_g", "papo_d", "dvrp"] = key("papo_g", "the algorithm")
     gamma: float = key(0.0, "γ: weight of the perception KL")
     gamma_end: float | None = key(None, "γ at the end of its annealing; null: γ is fixed")
     gamma_annealing_ratio: float = key(0.5, "share of the run over which γ goes linearly to gamma_end")
@@ -127,11 +127,27 @@ class TrainConfig:
     epsilon_high: float = key(0.3, "upper clip range")
     delta: float | None = key(3.0, "dual clip for negative advantages; null: none")
     reduction: Literal["token", "sequence"] | None = key(None, "mean over tokens or completions; null: the objective's")
-    estimator: Literal["k1", "k2", "k3"] = key("k3", "estimator of the perception KL; the paper's is k3")
+    estimator: Literal["sampled", "exact"] = key(
+        "sampled", "perception KL and entropies from the sampled tokens, as in the paper's code, or over the vocabulary"
+    )
+    divergence: Literal["kl", "js"] = key("kl", "of the two views; js (Jensen-Shannon, at most ln 2): estimator exact")
+    perception_weighting: Literal["none", "advantage"] = key(
+        "none", "advantage: a completion's perception KL counts by its advantage, negative ones against it"
+    )
+    perception_top_p: float = key(1.0, "share of a completion's tokens whose perception KL counts: the largest")
+    perception_clip: float | None = key(None, "nats that a token's perception KL counts at most; null: no limit")
+    token_weighting: Literal["none", "vppo", "pgpo"] = key(
+        "none", "weight of each token in the policy loss, by how much it depends on the image"
+    )
+    robustness: float = key(0.0, "λ: weight of the KL between the image and the image with noise (dvrp)")
+    noise_level: float = key(0.1, "dvrp: share of the noisy image's variance that is noise, as in diffusion")
     masked_logprobs: Literal["frozen", "live"] = key(
         "frozen", "masked view: once a rollout, or with gradient an update"
     )
-    mask_strategy: Literal["random"] = key("random", "how the image is masked")
+    mask_strategy: Literal["random", "semantic"] = key(
+        "random", "which patches of the image are hidden: any, or those that mask_encoder attends to most"
+    )
+    mask_encoder: str | None = key(None, "mask_strategy semantic: a vision encoder with attention, as facebook/dinov2-base")
     mask_ratio: float = key(0.6, "probability with which a patch turns black")
     mask_patch_size: int = key(14, "side of a masked patch, in pixels of the original image")
 
@@ -197,7 +213,7 @@ class TrainConfig:
     @property
     def dynamic_sampling(self) -> bool:
         """The DAPO family keeps only groups in which some but not all completions are right."""
-        return self.objective in ("dapo", "papo_d")
+        return self.objective in ("dapo", "papo_d", "dvrp")
 
     @property
     def updates_per_step(self) -> int:
@@ -287,9 +303,13 @@ def check(config: TrainConfig) -> None:
         config.hub_model_id is not None and not is_repository_id(config.hub_model_id),
         f"hub_model_id: {config.hub_model_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'.",
     )
+    refuse(
+        config.robustness > 0 and config.objective != "dvrp",
+        f"robustness: {config.robustness}, but {config.objective} has no such term; write objective: dvrp.",
+    )
     perception = config.gamma > 0 or config.eta_clean > 0 or config.eta_masked > 0
     refuse(
-        perception and not config.objective.startswith("papo"),
+        perception and config.objective in ("grpo", "dapo"),
         f"objective: {config.objective} has no perception or entropy terms, but gamma, eta_clean or eta_masked is "
         f"above 0; write objective: {'papo_d' if config.objective == 'dapo' else 'papo_g'}, or set them to 0.",
     )
@@ -312,7 +332,11 @@ def check_ranges(config: Any, non_negative: tuple[str, ...] = (), shares: tuple[
 
 def check_perception(config: Any) -> None:
     """Refuse perception settings that cannot work, of a recipe or of a plugin. Raises ConfigError."""
-    check_ranges(config, ("gamma", "eta_clean", "eta_masked"), ("mask_ratio", "gamma_annealing_ratio"))
+    check_ranges(
+        config,
+        ("gamma", "eta_clean", "eta_masked", "robustness"),
+        ("mask_ratio", "gamma_annealing_ratio", "perception_top_p", "noise_level"),
+    )
     if config.mask_patch_size < 1:
         raise ConfigError(f"mask_patch_size: {config.mask_patch_size} must be at least 1.")
     if config.gamma_end is not None:
@@ -321,6 +345,21 @@ def check_perception(config: Any) -> None:
             raise ConfigError("gamma_end is set but gamma is 0: the annealing starts at gamma.")
     if config.mask_ratio == 0 and config.gamma > 0:
         raise ConfigError("mask_ratio: 0 masks nothing, so the perception KL would be 0; the paper uses 0.6.")
+    if config.divergence == "js" and config.estimator != "exact":
+        raise ConfigError("divergence: js is a sum over the vocabulary; write estimator: exact.")
+    if config.perception_top_p == 0:
+        raise ConfigError("perception_top_p: 0 leaves no token; write gamma: 0 for no perception KL, 1 for all tokens.")
+    if config.perception_clip is not None and not config.perception_clip > 0:
+        raise ConfigError(f"perception_clip: {config.perception_clip} must be above 0, or null for no limit.")
+    if (config.mask_strategy == "semantic") != (config.mask_encoder is not None):
+        raise ConfigError(
+            "mask_encoder goes with mask_strategy: semantic, and that with it: name a vision encoder whose attention ranks "
+            "the patches, such as facebook/dinov2-base, or write mask_strategy: random."
+        )
+    if config.robustness > 0 and config.noise_level == 0:
+        raise ConfigError("noise_level: 0 adds no noise, so the robustness term would be 0.")
+    if config.robustness > 0 and config.estimator == "exact":
+        raise ConfigError("robustness: the KL to the noisy image is estimated from samples; write estimator: sampled.")
 
 
 def check_rollout(config: Any) -> None:

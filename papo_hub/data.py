@@ -8,7 +8,7 @@ stop the run (`TooManyUnusableRows`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers import ProcessorMixin
 from papo_hub.batch import Prompt, Sample
 from papo_hub.grading.judgement import MAX_LENGTH
 from papo_hub.images import UnusableImage, decode_images, image_sources, listed
+from papo_hub.masking import ViewMaker
 from papo_hub.rows import COLUMNS, DataError, Rows, is_name
 
 PLACEHOLDER = "<image>"
@@ -32,8 +33,6 @@ PROMPT_SUFFIX = (
 LONGEST_TAG = 64  # characters; a longer text groups nothing
 MAX_TAGS = 64  # of a row that lists them
 LONGEST_REASON = 300  # characters
-
-Mask = Callable[[Image.Image, torch.Generator], Image.Image]
 
 
 class UnusableRow(ValueError):
@@ -247,13 +246,14 @@ def encode(
     processor: ProcessorMixin,
     prompt_suffix: str = PROMPT_SUFFIX,
     max_prompt_length: int | None = None,
-    mask: Mask | None = None,
+    mask: ViewMaker | None = None,
+    noise: ViewMaker | None = None,
     generator: torch.Generator | None = None,
 ) -> Prompt:
-    """The sample as the model reads it: `clean`, and `masked` where a `mask` is given.
+    """The sample as the model reads it: `clean`, `masked` where a `mask` is given, `noisy` where `noise` is.
 
-    Each image is masked once, in order, with draws from `generator`; all completions of the prompt share the result.
-    The views have the same shapes and token ids (see `Prompt`) and differ in `pixel_values` alone.
+    Each image is masked once, in order, with draws from `generator`, and then gets its noise; all completions of the prompt
+    share the results. The views have the same shapes and token ids (see `Prompt`) and differ in `pixel_values` alone.
 
     Raises UnusableRow for control tokens and for a prompt of more than `max_prompt_length` tokens, ValueError for a mask
     that changes an image's size, and for a processor without a chat template.
@@ -268,18 +268,21 @@ def encode(
 
     clean = view(sample.images)
     check_length(clean["input_ids"].shape[1], max_prompt_length)
-    if mask is None:
-        return Prompt(sample, clean)
 
-    masked_images = tuple(mask(image, generator) for image in sample.images)
-    for image, masked_image in zip(sample.images, masked_images, strict=True):
-        if image.size != masked_image.size:
-            raise ValueError(f"the mask turned a {image.size} image into {masked_image.size}: it must keep the size")
-    masked = view(masked_images)
-    for name, value in clean.items():
-        if name != "pixel_values" and not torch.equal(value, masked[name]):
-            raise ValueError(f"the clean and the masked view differ in {name} under {type(processor).__name__}")
-    return Prompt(sample, clean, masked, masked_images)
+    def other_view(make: ViewMaker, kind: str) -> tuple[dict[str, torch.Tensor], tuple[Image.Image, ...]]:
+        images = tuple(make(image, generator) for image in sample.images)
+        for image, made in zip(sample.images, images, strict=True):
+            if image.size != made.size:
+                raise ValueError(f"the {kind} view turned a {image.size} image into {made.size}: it must keep the size")
+        inputs = view(images)
+        for name, value in clean.items():
+            if name != "pixel_values" and not torch.equal(value, inputs[name]):
+                raise ValueError(f"the clean and the {kind} view differ in {name} under {type(processor).__name__}")
+        return inputs, images
+
+    masked, masked_images = (None, ()) if mask is None else other_view(mask, "masked")
+    noisy = None if noise is None else other_view(noise, "noisy")[0]
+    return Prompt(sample, clean, masked, masked_images, noisy)
 
 
 def _text_options(text: str, processor: ProcessorMixin) -> dict[str, bool]:

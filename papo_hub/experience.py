@@ -13,7 +13,8 @@ from papo_hub.batch import Batch, Completion, Prompt, pad_completions
 from papo_hub.config import TrainConfig
 from papo_hub.interruption import Interruption
 from papo_hub.memory import MicroBatchLimit
-from papo_hub.objectives import group_advantages
+from papo_hub.objectives import group_advantages, terms
+from papo_hub.objectives.shaping import TOKEN_WEIGHTINGS
 from papo_hub.plugins import PapoAccelerator
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import RolloutEngine
@@ -162,14 +163,18 @@ def _score(
 
     frozen = {}
     with accelerator.autocast():
-        if config.updates_per_step > 1:
+        if config.updates_per_step > 1 or perception.weighs_tokens:
             exact = config.dtype == "float32" and config.mixed_precision == "no"
             sampled = sampled_logprobs(batch) if exact else None
             frozen["old_logprobs"] = scored(policy, "clean") if sampled is None else sampled
         if reference is not None:
             frozen["reference_logprobs"] = scored(reference, "clean")
-        if perception.active and not perception.live:
-            frozen["masked_logprobs"] = scored(policy, "masked")
+        for view in perception.frozen_views:
+            frozen[f"{view}_logprobs"] = scored(policy, view)
+    if perception.weighs_tokens:
+        dependence = terms.perception_kl(frozen["old_logprobs"], frozen["masked_logprobs"])
+        weigh = TOKEN_WEIGHTINGS[perception.token_weighting]
+        frozen["token_weights"] = weigh(dependence, batch.completion_mask.to(dependence.device), accelerator.gather)
     return replace(batch, **frozen)
 
 

@@ -8,7 +8,7 @@ and at least in float32.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,44 +21,76 @@ CHUNK_ELEMENTS = 2**24  # logits at a time: 64 MiB in float32
 
 def head_logprobs(hidden: Tensor, head: nn.Linear, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) at `ids`. (N, d), (N,) → (N,), with gradient."""
-    return _Head.apply(hidden, head.weight, head.bias, ids, temperature, _computed_in(hidden, head), False)[0]
+    return _Head.apply(hidden, head.weight, head.bias, ids, temperature, _computed_in(hidden, head))
 
 
-def head_logprobs_and_entropy(
-    hidden: Tensor, head: nn.Linear, ids: Tensor, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The same, and the entropy of each distribution: (N,) and (N,), both with gradient."""
-    return _Head.apply(hidden, head.weight, head.bias, ids, temperature, _computed_in(hidden, head), True)
+class Views(NamedTuple):
+    """What two views say about the same tokens, each of one shape: the sampled tokens' log-probs, and over the whole
+    vocabulary the entropies of both next-token distributions and their divergence."""
+
+    logprobs: Tensor
+    masked_logprobs: Tensor
+    entropy: Tensor
+    masked_entropy: Tensor
+    divergence: Tensor
 
 
-def head_divergence(
-    hidden: Tensor, other: Tensor, head: nn.Linear, temperature: float = 1.0, kind: Literal["kl", "js"] = "kl"
-) -> Tensor:
-    """The divergence of the two next-token distributions, summed over the whole vocabulary. (N, d) twice → (N,).
+def head_views(
+    hidden: Tensor,
+    masked_hidden: Tensor,
+    head: nn.Linear,
+    ids: Tensor,
+    temperature: float = 1.0,
+    divergence: Literal["kl", "js"] = "kl",
+) -> Views:
+    """(N, d) twice, (N,) → five times (N,), with gradient.
 
     Args:
-        hidden, other: hidden states of the two views. Gradient flows into both, and into the output layer from both.
-        kind: "kl": KL(hidden ‖ other); "js": Jensen–Shannon, symmetric and at most ln 2.
+        hidden, masked_hidden: hidden states of the clean and of the masked view. Where the masked ones carry no gradient,
+            the masked view is a constant: the output layer has none from it either.
+        ids: the sampled tokens.
+        divergence: "kl": KL(clean ‖ masked); "js": Jensen–Shannon, symmetric and at most ln 2.
     """
+    if divergence not in ("kl", "js"):
+        raise ValueError(f"divergence is {divergence!r}: write kl or js")
+    live = masked_hidden.requires_grad and torch.is_grad_enabled()
+    dtype, chunks = _computed_in(hidden, head), _chunks(len(hidden), len(head.weight))
+    weight, bias = head.weight, head.bias
+    if len(chunks) > 1:  # rounding must not add up over chunks
+        weight, bias = _wide(weight), None if bias is None else _wide(bias)
 
-    def chunk(one: Tensor, two: Tensor) -> Tensor:
-        p, q = (_wide(head(states)).div(temperature).log_softmax(-1) for states in (one, two))
-        if kind == "kl":
-            return _kl(p, q)
-        middle = torch.logaddexp(p, q) - math.log(2)
-        return (_kl(p, middle) + _kl(q, middle)) / 2
+    def log_softmax(states: Tensor) -> Tensor:
+        return _logits(states, weight, bias, temperature, dtype).log_softmax(-1)
 
-    if kind not in ("kl", "js"):
-        raise ValueError(f"kind is {kind!r}: write kl or js")
+    def chunk(hidden: Tensor, masked_hidden: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        p = log_softmax(hidden)
+        with torch.set_grad_enabled(live and torch.is_grad_enabled()):
+            q = log_softmax(masked_hidden)
+        at = ids[:, None]
+        return (
+            p.gather(-1, at)[:, 0],
+            q.gather(-1, at)[:, 0],
+            -_mean_under(p, p),
+            -_mean_under(q, q),
+            _mean_under(p, p - q) if divergence == "kl" else _jensen_shannon(p, q),
+        )
+
     parts = [
-        checkpoint(chunk, hidden[rows], other[rows], use_reentrant=False, preserve_rng_state=False)
-        for rows in _chunks(len(hidden), len(head.weight))
+        checkpoint(chunk, hidden[rows], masked_hidden[rows], ids[rows], use_reentrant=False, preserve_rng_state=False)
+        for rows in chunks
     ]
-    return torch.cat(parts) if parts else _wide(hidden.sum(-1))
+    if not parts:
+        return Views(*[_wide(hidden.sum(-1))] * 5)
+    return Views(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return (p.exp() * (p - q)).sum(-1)
+def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    middle = torch.logaddexp(p, q) - math.log(2)
+    return (_mean_under(p, p - middle) + _mean_under(q, q - middle)) / 2
+
+
+def _mean_under(log_p: Tensor, values: Tensor) -> Tensor:
+    return (log_p.exp() * values).sum(-1)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -77,32 +109,28 @@ def _computed_in(hidden: Tensor, head: nn.Linear) -> torch.dtype:
 
 
 class _Head(torch.autograd.Function):
-    """d logprob / d logits = onehot - p, d entropy / d logits = -p · (log p + entropy). The logits of a chunk are made
-    again in the backward pass; where there is but one chunk, they are kept."""
+    """d logprob / d logits = onehot - p. The logits of a chunk are made again in the backward pass; where there is but
+    one chunk, they are kept."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, ids, temperature, dtype, with_entropy):
+    def forward(ctx, hidden, weight, bias, ids, temperature, dtype):
         chunks = _chunks(len(hidden), len(weight))
-        logprobs, entropies, totals = hidden.new_zeros(3, len(hidden), dtype=torch.promote_types(dtype, torch.float32))
+        logprobs, totals = hidden.new_zeros(2, len(hidden), dtype=torch.promote_types(dtype, torch.float32))
         logits = None
         for rows in chunks:
             logits = _logits(hidden[rows], weight, bias, temperature, dtype)
             totals[rows] = logits.logsumexp(-1)
             logprobs[rows] = logits.gather(-1, ids[rows, None]).squeeze(-1) - totals[rows]
-            if with_entropy:
-                probabilities = (logits - totals[rows, None]).exp_()
-                # Not as a product of matrices, which autocast would round.
-                entropies[rows] = totals[rows] - probabilities.mul_(logits).sum(-1)
         kept = logits if len(chunks) == 1 and any(ctx.needs_input_grad) else None
-        ctx.save_for_backward(hidden, weight, bias, ids, totals, entropies, kept)
-        ctx.settings = chunks, temperature, dtype, with_entropy
-        return logprobs, entropies
+        ctx.save_for_backward(hidden, weight, bias, ids, totals, kept)
+        ctx.settings = chunks, temperature, dtype
+        return logprobs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_logprobs, of_entropies):
-        hidden, weight, bias, ids, totals, entropies, kept = ctx.saved_tensors
-        chunks, temperature, dtype, with_entropy = ctx.settings
+    def backward(ctx, of_logprobs):
+        hidden, weight, bias, ids, totals, kept = ctx.saved_tensors
+        chunks, temperature, dtype = ctx.settings
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         wide = totals.dtype if len(chunks) > 1 else weight.dtype  # rounding must not add up over chunks
         grad_hidden = torch.zeros_like(hidden) if for_hidden else None
@@ -111,12 +139,7 @@ class _Head(torch.autograd.Function):
         matrix = weight.to(dtype)
         for rows in chunks:
             logits = _logits(hidden[rows], weight, bias, temperature, dtype) if kept is None else kept
-            log_p = logits - totals[rows, None]
-            if with_entropy:
-                weights = of_logprobs[rows, None] + of_entropies[rows, None] * (log_p + entropies[rows, None])
-                grad = log_p.exp().mul_(weights).neg_()
-            else:
-                grad = log_p.exp_().mul_(-of_logprobs[rows, None])
+            grad = (logits - totals[rows, None]).exp_().mul_(-of_logprobs[rows, None])
             grad.scatter_add_(1, ids[rows, None], of_logprobs[rows, None])
             grad = grad.div_(temperature).to(dtype)
             if for_hidden:
@@ -129,7 +152,7 @@ class _Head(torch.autograd.Function):
             grad_weight = grad_weight.to(weight.dtype)
         if for_bias:
             grad_bias = grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:

@@ -1,11 +1,12 @@
-"""The masked view: image + generator → the image with parts of it hidden.
+"""The other views: image + generator → the image with parts of it hidden, or with noise.
 
-A mask is a callable `(image, generator) -> image` that returns RGB of the same size and never changes its input. It
+A view is made by a callable `(image, generator) -> image` that returns RGB of the same size and never changes its input. It
 draws from the generator it is handed and from nothing else, so a run can be repeated and resumed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 
 from .images import to_rgb
+
+ViewMaker = Callable[[Image.Image, torch.Generator], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,42 @@ class RandomPatchMask:
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         """A new RGB image of the same size. Advances `generator` by one draw a cell."""
-        pixels = np.array(to_rgb(image))  # (height, width, 3), a copy
-        height, width = pixels.shape[:2]
-        cells = (-(-height // self.patch_size), -(-width // self.patch_size))  # rounded up: cut cells count
+        cells = cell_grid(image, self.patch_size)
         hidden = torch.rand(cells, generator=generator, device=generator.device).cpu().numpy() < self.ratio
-        hidden = hidden.repeat(self.patch_size, axis=0).repeat(self.patch_size, axis=1)[:height, :width]
-        pixels[hidden] = 0
-        return Image.fromarray(pixels)
+        return blackened(image, hidden, self.patch_size)
 
 
-MASKS = {"random": RandomPatchMask}  # by the name recipes use for it: `mask_strategy`
+@dataclass(frozen=True)
+class DiffusionNoise:
+    """Gaussian noise as the forward process of a diffusion adds it (DVRP, arXiv 2601.06801; DDPM, arXiv 2006.11239).
+
+        x' = √(1 - level) · x + √level · ε,   ε ~ N(0, 1), x in [-1, 1] a channel,   cut to [-1, 1]
+
+    `level` 0 adds none, 1 leaves nothing but noise. Raises ValueError unless 0 <= level <= 1.
+    """
+
+    level: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 1:
+            raise ValueError(f"level is a share of variance and must lie in [0, 1], not {self.level!r}")
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        """A new RGB image of the same size. Advances `generator` by one draw a channel and pixel."""
+        pixels = np.asarray(to_rgb(image)) / 127.5 - 1  # (height, width, 3)
+        noise = torch.randn(pixels.shape, generator=generator, device=generator.device).cpu().numpy()
+        mixed = np.sqrt(1 - self.level) * pixels + np.sqrt(self.level) * noise
+        return Image.fromarray(np.rint((mixed.clip(-1, 1) + 1) * 127.5).astype(np.uint8))
+
+
+def cell_grid(image: Image.Image, patch_size: int) -> tuple[int, int]:
+    """(rows, columns) of cells of patch_size x patch_size pixels, from the top left corner; cut ones count."""
+    return -(-image.height // patch_size), -(-image.width // patch_size)
+
+
+def blackened(image: Image.Image, hidden: np.ndarray, patch_size: int) -> Image.Image:
+    """A new RGB image of the same size, black where `hidden` (rows, columns) is true of a cell."""
+    pixels = np.array(to_rgb(image))  # (height, width, 3), a copy
+    height, width = pixels.shape[:2]
+    pixels[hidden.repeat(patch_size, axis=0).repeat(patch_size, axis=1)[:height, :width]] = 0
+    return Image.fromarray(pixels)

@@ -23,10 +23,11 @@ from accelerate.utils import InitProcessGroupKwargs, KwargsHandler, broadcast_ob
 from torch import Tensor
 
 from papo_hub.config import TrainConfig, check_perception, check_ranges, check_rollout, coerce
-from papo_hub.masking import RandomPatchMask
+from papo_hub.masking import DiffusionNoise, RandomPatchMask, ViewMaker
 from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
 from papo_hub.rewards import accuracy_rewards, combine, format_reward
 from papo_hub.rollout import Sampling, TransformersEngine
+from papo_hub.semantic_masking import SemanticPatchMask
 
 # How long processes wait for one that is there but does not come: the main one may save, measure or download meanwhile.
 PATIENCE = datetime.timedelta(hours=1)
@@ -58,15 +59,23 @@ class _Plugin(KwargsHandler):
 
 @dataclass
 class PerceptionPlugin(_Plugin):
-    """The perception terms: γ and its schedule, η1, η2, the mask, the estimator."""
+    """The perception terms: γ and its schedule, η1, η2, what of the divergence counts, and the views it needs."""
 
     gamma: float = None
     gamma_end: float = None
     gamma_annealing_ratio: float = None
     eta_clean: float = None
     eta_masked: float = None
+    robustness: float = None
     estimator: str = None
+    divergence: str = None
+    perception_weighting: str = None
+    perception_top_p: float = None
+    perception_clip: float = None
+    token_weighting: str = None
+    noise_level: float = None
     mask_strategy: str = None
+    mask_encoder: str = None
     mask_ratio: float = None
     mask_patch_size: int = None
     masked_logprobs: str = None
@@ -76,19 +85,45 @@ class PerceptionPlugin(_Plugin):
         check_perception(self)
 
     @property
-    def active(self) -> bool:
-        """Whether any term needs the masked view."""
-        return self.gamma > 0 or self.eta_masked > 0
+    def views(self) -> tuple[str, ...]:
+        """The views besides the clean one that the terms of the objective read: "masked", "noisy"."""
+        needed = {"masked": self.gamma > 0 or self.eta_masked > 0, "noisy": self.robustness > 0}
+        return tuple(name for name, is_needed in needed.items() if is_needed)
 
     @property
-    def mask(self) -> RandomPatchMask | None:
+    def frozen_views(self) -> tuple[str, ...]:
+        """Those whose log-probs are computed once a rollout."""
+        frozen = () if self.live else self.views[1:] if self.exact else self.views
+        return tuple(dict.fromkeys([*(["masked"] if self.weighs_tokens else []), *frozen]))
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether the advantages of the policy loss count by the tokens' dependence on the image."""
+        return self.token_weighting != "none"
+
+    @property
+    def mask(self) -> ViewMaker | None:
         """(image, generator) → masked image; None where nothing needs the masked view."""
-        return RandomPatchMask(self.mask_patch_size, self.mask_ratio) if self.active else None
+        if not ("masked" in self.views or self.weighs_tokens):
+            return None
+        if self.mask_strategy == "semantic":
+            return SemanticPatchMask(self.mask_encoder, self.mask_patch_size, self.mask_ratio)
+        return RandomPatchMask(self.mask_patch_size, self.mask_ratio)
+
+    @property
+    def noise(self) -> ViewMaker | None:
+        """(image, generator) → image with noise; None where nothing needs the noisy view."""
+        return DiffusionNoise(self.noise_level) if "noisy" in self.views else None
+
+    @property
+    def exact(self) -> bool:
+        """Whether divergence and entropies are sums over the vocabulary."""
+        return "masked" in self.views and self.estimator == "exact"
 
     @property
     def live(self) -> bool:
-        """Whether the masked log-probs carry a gradient."""
-        return self.active and self.masked_logprobs == "live"
+        """Whether the log-probs of the other views carry a gradient."""
+        return bool(self.views) and self.masked_logprobs == "live"
 
     def objective(
         self,
@@ -107,7 +142,10 @@ class PerceptionPlugin(_Plugin):
             gamma=self.gamma,
             eta_clean=self.eta_clean,
             eta_masked=self.eta_masked,
-            estimator=self.estimator,
+            robustness=self.robustness,
+            perception_weighting=self.perception_weighting,
+            perception_top_p=self.perception_top_p,
+            perception_clip=self.perception_clip,
         )
         gamma = gamma_at(step, max_steps, self.gamma, self.gamma_end, self.gamma_annealing_ratio)
         weights = full.discounted(gamma)

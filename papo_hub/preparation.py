@@ -94,7 +94,7 @@ def recipe_processor(config: TrainConfig) -> Any:
 def prompt_stream(
     rows: Rows | StreamedRows, processor: Any, config: TrainConfig, perception: PerceptionPlugin
 ) -> PromptStream:
-    """The training prompts in their order, masked where the perception terms need it."""
+    """The training prompts in their order, with the views that the perception terms need."""
     return PromptStream(
         rows,
         processor,
@@ -102,6 +102,7 @@ def prompt_stream(
         prompt_suffix=prompt_suffix(config),
         max_prompt_length=config.max_prompt_length,
         mask=perception.mask,
+        noise=perception.noise,
         max_skipped_share=config.max_skipped_share,
         num_workers=config.dataloader_num_workers,
         shuffle_buffer_size=config.shuffle_buffer_size,

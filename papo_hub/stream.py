@@ -20,7 +20,6 @@ from transformers import ProcessorMixin
 from papo_hub.batch import Prompt
 from papo_hub.data import (
     PROMPT_SUFFIX,
-    Mask,
     PromptLimit,
     TooManyUnusableRows,
     UnusableRow,
@@ -30,6 +29,7 @@ from papo_hub.data import (
     prompt_length,
     special_tokens,
 )
+from papo_hub.masking import ViewMaker
 from papo_hub.randomness import derived_generator
 from papo_hub.rows import DataError, Rows, StreamedRows
 from papo_hub.workers import WorkerPool
@@ -64,7 +64,8 @@ class PromptStream:
         *,
         prompt_suffix: str = PROMPT_SUFFIX,
         max_prompt_length: int | None = None,
-        mask: Mask | None = None,
+        mask: ViewMaker | None = None,
+        noise: ViewMaker | None = None,
         max_skipped_share: float = 0.1,
         num_workers: int = 0,
         shuffle_buffer_size: int = 1000,
@@ -85,6 +86,7 @@ class PromptStream:
             prompt_suffix,
             max_prompt_length,
             mask,
+            noise,
             forbidden=special_tokens(processor),
             limit=PromptLimit.of(processor, max_prompt_length),
         )
@@ -288,7 +290,8 @@ class Reader:
     seed: int
     prompt_suffix: str
     max_prompt_length: int | None
-    mask: Mask | None
+    mask: ViewMaker | None
+    noise: ViewMaker | None
     forbidden: frozenset[str]
     limit: PromptLimit | None
 
@@ -305,7 +308,9 @@ class Reader:
         if not encoded:
             return Read(name)
         generator = derived_generator(self.seed, "mask", place.epoch, *place.key)
-        prompt = encode(sample, self.processor, self.prompt_suffix, mask=self.mask, generator=generator)
+        prompt = encode(
+            sample, self.processor, self.prompt_suffix, mask=self.mask, noise=self.noise, generator=generator
+        )
         if prompt.length != length:  # ranks would disagree on which prompts are too long
             raise RuntimeError(
                 f"row {name}: {length} tokens foreseen, {type(self.processor).__name__} made {prompt.length}: "

@@ -21,6 +21,7 @@ from transformers import get_scheduler
 from transformers.utils.logging import disable_progress_bar
 
 from papo_hub.batch import Batch
+from papo_hub.both_views import both_views
 from papo_hub.checkpoint import forget_after, is_unfinished, last_good, rotate, save_checkpoint
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.training import HeldOut
@@ -61,7 +62,7 @@ from papo_hub.tracking import RunLog, row, tracker_options, trackers
 from papo_hub.unfinished import StepUnderWay
 
 # What an algorithm may do without.
-OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl")
+OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl", "robustness_kl")
 LEAST_GAMMA_FACTOR = 1 / 8  # three times halved: then gamma is not what ails the run
 
 
@@ -129,7 +130,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     engine = rollout.engine(model, processor.tokenizer)
     limit = MicroBatchLimit(config.max_tokens_per_micro_batch, config.micro_batch_size, print)
     state = RunState(
-        model, optimizer, scheduler, stream, Guard(KL_LIMIT if config.estimator == "k3" else math.inf), limit
+        model, optimizer, scheduler, stream, Guard(math.inf if perception.exact else KL_LIMIT), limit
     )
     if checkpoint is not None:
         state.load(checkpoint)
@@ -156,7 +157,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         """All forward and backward passes of an update; its token sums, or None on every rank: the run is to stop."""
         optimizer.zero_grad()  # what an attempt left that ran out of memory
         sums: dict[str, Tensor] = {}
-        for micro, last in limit.micros(update, shared, views=2 if perception.live else 1):
+        for micro, last in limit.micros(update, shared, views=1 + len(perception.views) if perception.live else 1):
             if last and interruption.agreed(accelerator):  # before the processes exchange gradients
                 return None
             if interruption.requested:
@@ -337,19 +338,37 @@ def stopped_by_guard(run: Path, alarm: Alarm) -> str:
 
 
 def views(policy: torch.nn.Module, micro: Batch, perception: PerceptionPlugin, temperature: float) -> Logprobs:
-    """The log-probs that the terms read, the policy's (and the live masked ones) with gradient."""
+    """What the terms read: the log-probs of each view, and where the estimator is exact, what it says of all tokens. The
+    policy's has a gradient, and that of the other views where they are live."""
     ids, mask = micro.completion_ids, micro.completion_mask
-    if perception.live:
-        # Both views in one forward pass: they have equal lengths, and a wrapped policy is called once per backward.
-        rows = micro.rows("clean") + micro.rows("masked")
-        both = shared_prefix_logprobs(policy, rows, ids.repeat(2, 1), mask.repeat(2, 1), temperature)
-        clean, masked = both.chunk(2)
+    frozen = {"masked": micro.masked_logprobs, "noisy": micro.noisy_logprobs}
+    if perception.exact:
+        found = both_views(
+            policy,
+            micro.rows("clean"),
+            micro.rows("masked"),
+            ids,
+            mask,
+            temperature,
+            perception.divergence,
+            perception.live,
+        )._asdict()
+        clean, other = found.pop("logprobs"), {"masked": found.pop("masked_logprobs")} | found
+    elif perception.live:
+        # All views in one forward pass: they have equal lengths, and a wrapped policy is called once per backward.
+        names = ("clean", *perception.views)
+        rows = [row for name in names for row in micro.rows(name)]
+        repeated = (tensor.repeat(len(names), 1) for tensor in (ids, mask))
+        clean, *live = shared_prefix_logprobs(policy, rows, *repeated, temperature).chunk(len(names))
+        other = dict(zip(perception.views, live, strict=True))
     else:
         clean = shared_prefix_logprobs(policy, micro.rows("clean"), ids, mask, temperature)
-        masked = micro.masked_logprobs
+        other = frozen
     old = clean.detach() if micro.old_logprobs is None else micro.old_logprobs
     mask = mask.to(clean.device, non_blocking=True)
-    return Logprobs(clean, old, micro.advantages, mask, micro.reference_logprobs, masked)
+    return Logprobs(
+        clean, old, micro.advantages, mask, micro.reference_logprobs, token_weights=micro.token_weights, **other
+    )
 
 
 def reduced(accelerator: PapoAccelerator, batch: Batch, sums: dict[str, Tensor]) -> dict[str, float]:

@@ -22,7 +22,16 @@ from papo_hub.batch import Batch, Completion, Prompt
 from papo_hub.checkpoint import CheckpointError
 from papo_hub.stream import PromptStream
 
-FROZEN = ("completion_ids", "completion_mask", "advantages", "old_logprobs", "reference_logprobs", "masked_logprobs")
+FROZEN = (
+    "completion_ids",
+    "completion_mask",
+    "advantages",
+    "old_logprobs",
+    "reference_logprobs",
+    "masked_logprobs",
+    "noisy_logprobs",
+    "token_weights",
+)
 
 
 @dataclass

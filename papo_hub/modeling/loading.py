@@ -91,9 +91,15 @@ def check_model_files(path_or_id: str | os.PathLike, **hub: Any) -> PreTrainedCo
 
 
 def load_vlm(path_or_id: str | os.PathLike, **kwargs: Any) -> Any:
-    """What `AutoModelForImageTextToText.from_pretrained` gives, from safetensors alone and without custom code.
+    """What `AutoModelForImageTextToText.from_pretrained` gives, as `load_safely` loads it."""
+    return load_safely(AutoModelForImageTextToText, path_or_id, **kwargs)
+
+
+def load_safely(auto_class: Any, path_or_id: str | os.PathLike, **kwargs: Any) -> Any:
+    """What `from_pretrained` of one of transformers' Auto classes gives, from safetensors alone and without custom code.
 
     Args:
+        auto_class: for example AutoModelForImageTextToText.
         path_or_id: a folder or a Hub id.
         **kwargs: `revision`, `dtype`, `attn_implementation`, `output_loading_info`, ...
 
@@ -103,9 +109,7 @@ def load_vlm(path_or_id: str | os.PathLike, **kwargs: Any) -> Any:
     """
     check_model_files(path_or_id, **{name: kwargs[name] for name in HUB_OPTIONS if name in kwargs})
     try:
-        return AutoModelForImageTextToText.from_pretrained(
-            path_or_id, use_safetensors=True, trust_remote_code=False, **kwargs
-        )
+        return auto_class.from_pretrained(path_or_id, use_safetensors=True, trust_remote_code=False, **kwargs)
     except ValueError as error:
         raise own_code(path_or_id, error) from error
     except SafetensorError as error:

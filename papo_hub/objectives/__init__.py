@@ -1,9 +1,10 @@
 """The objective: advantages, per-token terms, reductions, and the four algorithms as tuples of terms."""
 
-from papo_hub.objectives import reduce, terms
+from papo_hub.objectives import reduce, shaping, terms
 from papo_hub.objectives.advantages import group_advantages
 from papo_hub.objectives.objective import (
     DAPO,
+    DVRP,
     GRPO,
     OBJECTIVES,
     PAPO_D,
@@ -19,6 +20,7 @@ from papo_hub.objectives.objective import (
 
 __all__ = [
     "DAPO",
+    "DVRP",
     "GRPO",
     "OBJECTIVES",
     "PAPO_D",
@@ -31,6 +33,7 @@ __all__ = [
     "gamma_at",
     "group_advantages",
     "reduce",
+    "shaping",
     "terms",
     "with_reduction",
 ]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from papo_hub.objectives import reduce, terms
+from papo_hub.objectives.shaping import top_tokens
 
 
 class Counts(NamedTuple):
@@ -36,6 +37,12 @@ class Logprobs:
     completion_mask: Tensor
     reference: Tensor | None = None
     masked: Tensor | None = None  # with gradient where they are live, without where frozen
+    noisy: Tensor | None = None  # likewise
+    token_weights: Tensor | None = None  # of the advantage, a token; None: 1
+    # Over the whole vocabulary, where the estimator is exact; None: estimated from the log-probs above.
+    divergence: Tensor | None = None  # of the clean view from the masked one
+    entropy: Tensor | None = None
+    masked_entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,10 @@ class Weights:
     epsilon: float = 0.2
     epsilon_high: float = 0.3
     delta: float | None = 3.0  # the dual clip
-    estimator: str = "k3"  # of the perception KL
+    robustness: float = 0.0
+    perception_weighting: str = "none"  # "advantage": the perception KL of a completion counts by its advantage
+    perception_top_p: float = 1.0  # share of a completion's tokens whose perception KL counts: the largest
+    perception_clip: float | None = None  # nats: what is above it counts as this, without gradient
 
     def discounted(self, gamma: float) -> Weights:
         """The weights at the moment when the schedule stands at `gamma`."""
@@ -79,24 +89,44 @@ class Term:
         return self.sign * (1.0 if self.weight is None else getattr(weights, self.weight))
 
 
+def _advantages(x: Logprobs) -> Tensor:
+    """(B,), or (B, T) where tokens weigh differently."""
+    return x.advantages if x.token_weights is None else x.advantages[:, None] * x.token_weights
+
+
 def _surrogate(x: Logprobs, w: Weights) -> Tensor:
-    return terms.clipped_surrogate(x.policy, x.old, x.advantages, w.epsilon, w.epsilon_high, w.delta)
+    return terms.clipped_surrogate(x.policy, x.old, _advantages(x), w.epsilon, w.epsilon_high, w.delta)
 
 
 def _reference_kl(x: Logprobs, w: Weights) -> Tensor:
     return terms.reference_kl(x.policy, x.reference)
 
 
+def _divergence(x: Logprobs) -> Tensor:
+    """Of the clean view from the masked one."""
+    return terms.perception_kl(x.policy, x.masked) if x.divergence is None else x.divergence
+
+
 def _perception_kl(x: Logprobs, w: Weights) -> Tensor:
-    return terms.perception_kl(x.policy, x.masked, w.estimator)
+    """The divergence as it counts in the loss."""
+    values = _divergence(x)
+    if w.perception_top_p < 1:
+        values = values * top_tokens(values.detach(), x.completion_mask, w.perception_top_p)
+    if w.perception_clip is not None:
+        values = values.clamp(max=w.perception_clip)
+    return values * x.advantages[:, None] if w.perception_weighting == "advantage" else values
+
+
+def _robustness_kl(x: Logprobs, w: Weights) -> Tensor:
+    return terms.robustness_kl(x.policy, x.noisy)
 
 
 def _entropy(x: Logprobs, w: Weights) -> Tensor:
-    return terms.entropy(x.policy)
+    return terms.entropy(x.policy) if x.entropy is None else x.entropy
 
 
 def _masked_entropy(x: Logprobs, w: Weights) -> Tensor:
-    return terms.entropy(x.masked)
+    return terms.entropy(x.masked) if x.masked_entropy is None else x.masked_entropy
 
 
 def _perception(reduction: str) -> tuple[Term, ...]:
@@ -114,8 +144,15 @@ GRPO = (
 DAPO = (Term("surrogate", _surrogate, "token"),)
 PAPO_G = GRPO + _perception("sequence")
 PAPO_D = DAPO + _perception("token")
+DVRP = PAPO_D + (Term("robustness_kl", _robustness_kl, "token", "robustness"),)
 
-OBJECTIVES: dict[str, tuple[Term, ...]] = {"grpo": GRPO, "dapo": DAPO, "papo_g": PAPO_G, "papo_d": PAPO_D}
+OBJECTIVES: dict[str, tuple[Term, ...]] = {
+    "grpo": GRPO,
+    "dapo": DAPO,
+    "papo_g": PAPO_G,
+    "papo_d": PAPO_D,
+    "dvrp": DVRP,
+}
 
 
 def with_reduction(algorithm: tuple[Term, ...], reduction: str) -> tuple[Term, ...]:
@@ -150,6 +187,10 @@ class Objective:
     def needs_masked(self) -> bool:
         return self.needs("perception_kl") or self.needs("masked_entropy")
 
+    @property
+    def needs_noisy(self) -> bool:
+        return self.needs("robustness_kl")
+
     def __call__(self, logprobs: Logprobs, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (scalar, with gradient) and token sums for the log (name → scalar, without).
 
@@ -167,7 +208,7 @@ class Objective:
             loss = loss + term.scale(w) * reduced
 
         with torch.no_grad():
-            high, low = terms.clip_fractions(x.policy, x.old, x.advantages, w.epsilon, w.epsilon_high)
+            high, low = terms.clip_fractions(x.policy, x.old, _advantages(x), w.epsilon, w.epsilon_high)
             logged = {
                 "surrogate": _surrogate(x, w),
                 "entropy": _entropy(x, w),
@@ -177,9 +218,11 @@ class Objective:
             if x.reference is not None:
                 logged["reference_kl"] = _reference_kl(x, w)
             if x.masked is not None:
-                logged["perception_kl"] = _perception_kl(x, w)
+                logged["perception_kl"] = _divergence(x)
                 logged["perception_kl_squared"] = logged["perception_kl"].square()
                 logged["masked_entropy"] = _masked_entropy(x, w)
+            if x.noisy is not None:
+                logged["robustness_kl"] = _robustness_kl(x, w)
             sums = {name: reduce.token_mean(values, mask, 1) for name, values in logged.items()}
         return loss, sums
 

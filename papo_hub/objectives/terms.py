@@ -54,21 +54,21 @@ def reference_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return _k3(logprobs, reference_logprobs)
 
 
-def perception_kl(logprobs: Tensor, masked_logprobs: Tensor, estimator: str = "k3") -> Tensor:
-    """Divergence of the policy that sees the image from the same policy on the masked image, in nats.
+def perception_kl(logprobs: Tensor, masked_logprobs: Tensor) -> Tensor:
+    """Divergence of the policy that sees the image from the same policy on the masked image, in nats (k3 estimate).
 
-    With d = log π_mask - log π within ±20, under samples of π: k1 is -d, k2 is d² / 2, k3 is exp(d) - d - 1, at most 10
-    (Schulman, "Approximating KL divergence", 2020). The paper's is k3. 0 means that the token does not depend on the
-    image. Subtracted from the loss with weight gamma. (B, T) → (B, T).
+    exp(d) - d - 1 with d = log π_mask - log π within ±20 and the result at most 10. 0 means that the token does not depend
+    on the image. Subtracted from the loss with weight gamma. (B, T) → (B, T).
     """
-    if estimator == "k3":
-        return _k3(logprobs, masked_logprobs)
-    difference = _log_ratio(masked_logprobs, logprobs)
-    if estimator == "k2":
-        return difference.square() / 2
-    if estimator == "k1":
-        return -difference
-    raise ValueError(f"estimator: {estimator!r} is none of k1, k2, k3.")
+    return _k3(logprobs, masked_logprobs)
+
+
+def robustness_kl(logprobs: Tensor, noisy_logprobs: Tensor) -> Tensor:
+    """Divergence of the policy from the same policy on the image with noise, in nats (k3 estimate). (B, T) → (B, T).
+
+    Added to the loss: noise must not change what is said. Source: DVRP (arXiv 2601.06801).
+    """
+    return _k3(logprobs, noisy_logprobs)
 
 
 def entropy(logprobs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from papo_hub.head import head_divergence, head_logprobs, head_logprobs_and_entropy
+from papo_hub.head import head_logprobs, head_views
 from papo_hub.randomness import derived_generator
 
 N, WIDTH, VOCABULARY = 7, 5, 11
@@ -42,14 +42,25 @@ def dense(hidden, head, ids, temperature):
     return log_p.gather(-1, ids[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
-def dense_divergence(hidden, other, head, temperature, kind):
-    p, q = ((head(states) / temperature).softmax(-1) for states in (hidden, other))
+def dense_divergence(hidden, masked, head, temperature, kind):
+    p, q = (
+        (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).softmax(-1)
+        for logits in (head(hidden), head(masked))
+    )
     middle = (p + q) / 2
 
     def kl(a, b):
         return (a * (a / b).log()).sum(-1)
 
     return kl(p, q) if kind == "kl" else (kl(p, middle) + kl(q, middle)) / 2
+
+
+def dense_views(hidden, masked, head, ids, temperature, kind="kl"):
+    (logprobs, entropy), (masked_logprobs, masked_entropy) = (
+        dense(states, head, ids, temperature) for states in (hidden, masked)
+    )
+    divergence = dense_divergence(hidden, masked, head, temperature, kind)
+    return logprobs, masked_logprobs, entropy, masked_entropy, divergence
 
 
 def gradients(values, *leaves):
@@ -76,62 +87,85 @@ def quarters():
 @pytest.mark.parametrize(("temperature", "small"), [(1.0, 1 / 4), (0.5, 1 / 10)])
 def test_log_probs_and_entropies_by_hand(quarters, temperature, small):
     """At temperature 1/2 the odds of 3 to 1 are squared: 9 to 1."""
-    head, hidden, _ = quarters
+    head, hidden, even = quarters
+    ids = torch.tensor([0, 1])
     entropy = -small * log(small) - (1 - small) * log(1 - small)
-    logprobs, entropies = head_logprobs_and_entropy(hidden, head, torch.tensor([0, 1]), temperature)
-    assert logprobs.tolist() == pytest.approx([log(small), log(1 - small)], abs=1e-12)
-    assert entropies.tolist() == pytest.approx([entropy, entropy], abs=1e-12)
-    alone = head_logprobs(hidden, head, torch.tensor([0, 1]), temperature)
+    views = head_views(hidden, even, head, ids, temperature)
+    assert views.logprobs.tolist() == pytest.approx([log(small), log(1 - small)], abs=1e-12)
+    assert views.masked_logprobs.tolist() == pytest.approx([log(1 / 2)] * 2, abs=1e-12)
+    assert views.entropy.tolist() == pytest.approx([entropy, entropy], abs=1e-12)
+    assert views.masked_entropy.tolist() == pytest.approx([log(2)] * 2, abs=1e-12)
+    alone = head_logprobs(hidden, head, ids, temperature)
     assert alone.tolist() == pytest.approx([log(small), log(1 - small)], abs=1e-12)
+
+
+def divergence(hidden, masked, head, temperature=1.0, kind="kl"):
+    return head_views(hidden, masked, head, torch.zeros(len(hidden), dtype=torch.long), temperature, kind).divergence
 
 
 def test_divergences_by_hand(quarters):
     """KL((1/4, 3/4) ‖ (1/2, 1/2)) = 1/4 ln(1/2) + 3/4 ln(3/2); the middle of the two is (3/8, 5/8)."""
-    head, hidden, other = quarters
+    head, hidden, even = quarters
     kl = 1 / 4 * log(1 / 2) + 3 / 4 * log(3 / 2)
     js = (1 / 4 * log(2 / 3) + 3 / 4 * log(6 / 5) + 1 / 2 * log(4 / 3) + 1 / 2 * log(4 / 5)) / 2
-    assert head_divergence(hidden, other, head).tolist() == pytest.approx([kl, kl], abs=1e-12)
-    assert head_divergence(hidden, other, head, kind="js").tolist() == pytest.approx([js, js], abs=1e-12)
+    assert divergence(hidden, even, head).tolist() == pytest.approx([kl, kl], abs=1e-12)
+    assert divergence(hidden, even, head, kind="js").tolist() == pytest.approx([js, js], abs=1e-12)
     sharper = 1 / 10 * log(1 / 5) + 9 / 10 * log(9 / 5)
-    assert head_divergence(hidden, other, head, 0.5).tolist() == pytest.approx([sharper] * 2, abs=1e-12)
+    assert divergence(hidden, even, head, 0.5).tolist() == pytest.approx([sharper] * 2, abs=1e-12)
 
 
 def test_divergence_of_what_never_meets_is_bounded(quarters):
     """(1, 0) and (0, 1): ln 2, though the logarithms of what has no probability are huge."""
     head, hidden, _ = quarters
-    far = head_divergence(1e4 * hidden, -1e4 * hidden, head, kind="js")
+    far = divergence(1e4 * hidden, -1e4 * hidden, head, kind="js")
     assert far.tolist() == pytest.approx([log(2)] * 2, abs=1e-12)
     with pytest.raises(ValueError, match="write kl or js"):
-        head_divergence(hidden, hidden, head, kind="hellinger")
+        divergence(hidden, hidden, head, kind="hellinger")
 
 
 @CHUNKS
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_equals_the_plain_formula(monkeypatch, elements, bias, temperature):
+def test_log_probs_equal_the_plain_formula(monkeypatch, elements, bias, temperature):
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
     head, hidden, ids = make(bias)
     leaves = [hidden, *head.parameters()]
-    values, expected = head_logprobs_and_entropy(hidden, head, ids, temperature), dense(hidden, head, ids, temperature)
-    assert_near(values, expected, EXACT)
-    assert_near(gradients(values, *leaves), gradients(expected, *leaves), EXACT)
-
-    alone = head_logprobs(hidden, head, ids, temperature)
-    assert_near([alone], expected[:1], EXACT)
-    assert_near(gradients([alone], *leaves), gradients(expected[:1], *leaves), EXACT)
+    found, expected = [head_logprobs(hidden, head, ids, temperature)], dense(hidden, head, ids, temperature)[:1]
+    assert_near(found, expected, EXACT)
+    assert_near(gradients(found, *leaves), gradients(expected, *leaves), EXACT)
 
 
 @CHUNKS
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["kl", "js"])
-def test_divergence_equals_the_plain_formula(monkeypatch, elements, kind):
+def test_both_views_equal_the_plain_formula(monkeypatch, elements, bias, kind):
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
-    head, hidden, _ = make()
-    other = random(N, WIDTH, seed=9).requires_grad_()
-    leaves = [hidden, other, *head.parameters()]
-    value = head_divergence(hidden, other, head, 0.7, kind)
-    expected = dense_divergence(hidden, other, head, 0.7, kind)
-    assert_near([value], [expected], EXACT)
-    assert_near(gradients([value], *leaves), gradients([expected], *leaves), EXACT)
+    head, hidden, ids = make(bias)
+    masked = random(N, WIDTH, seed=9).requires_grad_()
+    leaves = [hidden, masked, *head.parameters()]
+    found = head_views(hidden, masked, head, ids, 0.7, kind)
+    expected = dense_views(hidden, masked, head, ids, 0.7, kind)
+    assert_near(found, expected, EXACT)
+    assert_near(gradients(found, *leaves), gradients(expected, *leaves), EXACT)
+
+
+@CHUNKS
+def test_a_masked_view_without_gradient_is_a_constant(monkeypatch, elements):
+    """Of the output layer, too: its gradient is that of the clean view alone."""
+    monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
+    head, hidden, ids = make()
+    masked = random(N, WIDTH, seed=9)
+    leaves = [hidden, *head.parameters()]
+    found = head_views(hidden, masked, head, ids, 0.7)
+    assert [value.requires_grad for value in found] == [True, False, True, False, True]
+    with torch.no_grad():
+        log_q = (head(masked) / 0.7).log_softmax(-1)
+    log_p = (head(hidden) / 0.7).log_softmax(-1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    assert_near(gradients([found.divergence], *leaves), gradients([expected], *leaves), EXACT)
+    through_both = dense_views(hidden, masked, head, ids, 0.7)[-1]
+    other = gradients([through_both], head.weight)[0] - gradients([expected], head.weight)[0]
+    assert other.abs().max() > 0.01  # what the comparison would show
 
 
 @CHUNKS
@@ -141,9 +175,9 @@ def test_a_tied_weight_gets_both_gradients(monkeypatch, elements):
 
     def of_weight(function):
         hidden = nn.functional.embedding(ids.flip(0), head.weight).tanh()
-        return gradients(function(hidden, head, ids, 0.7), head.weight)
+        return gradients([function(hidden, head, ids, 0.7)], head.weight)
 
-    assert_near(of_weight(head_logprobs_and_entropy), of_weight(dense), EXACT)
+    assert_near(of_weight(head_logprobs), of_weight(lambda *given: dense(*given)[0]), EXACT)
 
 
 @CHUNKS
@@ -151,42 +185,59 @@ def test_gradcheck(monkeypatch, elements):
     """Against finite differences."""
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
     head, hidden, ids = make()
+    masked = random(N, WIDTH, seed=9).requires_grad_()
 
-    def both(hidden, weight, bias):
-        layer = nn.utils.skip_init(nn.Linear, WIDTH, VOCABULARY, dtype=torch.float64)
-        del layer.weight, layer.bias
-        layer.weight, layer.bias = weight, bias
-        return head_logprobs_and_entropy(hidden, layer, ids, 0.7)
+    def layer(weight, bias):
+        made = nn.utils.skip_init(nn.Linear, WIDTH, VOCABULARY, dtype=torch.float64)
+        del made.weight, made.bias
+        made.weight, made.bias = weight, bias
+        return made
 
-    assert torch.autograd.gradcheck(both, (hidden, head.weight, head.bias))
+    def alone(hidden, weight, bias):
+        return head_logprobs(hidden, layer(weight, bias), ids, 0.7)
+
+    def both(hidden, masked, weight, bias):
+        return tuple(head_views(hidden, masked, layer(weight, bias), ids, 0.7, "js"))
+
+    assert torch.autograd.gradcheck(alone, (hidden, head.weight, head.bias))
+    assert torch.autograd.gradcheck(both, (hidden, masked, head.weight, head.bias))
 
 
 @CHUNKS
 def test_float32(monkeypatch, elements):
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
     head, hidden, ids = make(dtype=torch.float32)
-    leaves = [hidden, *head.parameters()]
-    values = head_logprobs_and_entropy(hidden, head, ids, 0.7)
-    assert {value.dtype for value in values} == {torch.float32}
+    masked = random(N, WIDTH, seed=9, dtype=torch.float32).requires_grad_()
+    leaves = [hidden, masked, *head.parameters()]
+    values = head_views(hidden, masked, head, ids, 0.7)
+    alone = head_logprobs(hidden, head, ids, 0.7)
+    assert {value.dtype for value in [*values, alone]} == {torch.float32}
     found = gradients(values, *leaves)
-    head, hidden = head.double(), hidden.detach().double().requires_grad_()
-    leaves = [hidden, *head.parameters()]
-    expected = dense(hidden, head, ids, 0.7)
+    head = head.double()
+    hidden, masked = (states.detach().double().requires_grad_() for states in (hidden, masked))
+    expected = dense_views(hidden, masked, head, ids, 0.7)
     assert_near([value.double() for value in values], expected, SINGLE)
-    assert_near([value.double() for value in found], gradients(expected, *leaves), SINGLE)
+    assert_near([alone.double()], expected[:1], SINGLE)
+    assert_near([value.double() for value in found], gradients(expected, hidden, masked, *head.parameters()), SINGLE)
 
 
 @CHUNKS
 @pytest.mark.parametrize("how", ["bfloat16 weights", "float32 hidden states", "autocast"])
-def test_bfloat16(monkeypatch, elements, how):
+@pytest.mark.parametrize("what", [head_logprobs, head_views])
+def test_bfloat16(monkeypatch, elements, how, what):
     """Sums over the vocabulary and over chunks are in float32, gradients come back in the dtype of what they belong to."""
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
     weights = torch.float32 if how == "autocast" else torch.bfloat16
-    head, hidden, ids = make(dtype=weights, hidden_dtype=torch.bfloat16 if how == "bfloat16 weights" else torch.float32)
-    leaves = [hidden, *head.parameters()]
+    states = torch.float32 if how == "float32 hidden states" else torch.bfloat16
+    states = torch.float32 if how == "autocast" else states
+    head, hidden, ids = make(dtype=weights, hidden_dtype=states)
+    masked = random(N, WIDTH, seed=9, dtype=states).requires_grad_()
+    both = what is head_views
+    leaves = [hidden, *([masked] if both else []), *head.parameters()]
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        values = head_logprobs_and_entropy(hidden, head, ids, 0.7)
-        expected = dense(hidden if how == "autocast" else hidden.bfloat16(), head, ids, 0.7)
+        values = what(hidden, masked, head, ids, 0.7) if both else [what(hidden, head, ids, 0.7)]
+        plain = (states if how == "autocast" else states.bfloat16() for states in (hidden, masked))
+        expected = dense_views(*plain, head, ids, 0.7)[: len(values)]
     assert {value.dtype for value in values} == {torch.float32}
     assert_near(values, expected, ROUNDED)
     found = gradients(values, *leaves)
@@ -194,12 +245,16 @@ def test_bfloat16(monkeypatch, elements, how):
     assert_near(found, gradients(expected, *leaves), ROUNDED_GRADIENT)
 
 
-def test_rounding_does_not_add_up_over_chunks(monkeypatch):
+@pytest.mark.parametrize("what", ["logprobs", "views"])
+def test_rounding_does_not_add_up_over_chunks(monkeypatch, what):
     """A thousand chunks of one token: the weight's gradient in bfloat16 is that of float32, rounded once."""
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", 1)
     head, hidden, ids = make(dtype=torch.bfloat16)
     hidden, ids = hidden.detach().repeat(150, 1), ids.repeat(150)
-    head_logprobs(hidden, head, ids).sum().backward()
+    if what == "logprobs":
+        head_logprobs(hidden, head, ids).sum().backward()
+    else:
+        head_views(hidden, torch.zeros_like(hidden), head, ids).logprobs.sum().backward()
     wide = nn.Linear(WIDTH, VOCABULARY, dtype=torch.float32)
     wide.load_state_dict(head.state_dict())
     dense(hidden.float(), wide, ids, 1.0)[0].sum().backward()
@@ -222,20 +277,19 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("what", ["logprobs", "entropy", "kl", "js"])
+@pytest.mark.parametrize("what", ["logprobs", "kl", "js"])
 def test_all_logits_never_exist(monkeypatch, what):
     """Forward and backward, at once or bit by bit: the largest tensor is a chunk of logits, and what is kept from one pass
     for the other is little more than hidden states and weight."""
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", 4 * 1000)
     tokens, vocabulary = 64, 1000
     head = nn.Linear(3, vocabulary)
-    hidden, other = (random(tokens, 3, seed=seed, dtype=torch.float32).requires_grad_() for seed in (0, 1))
+    hidden, masked = (random(tokens, 3, seed=seed, dtype=torch.float32).requires_grad_() for seed in (0, 1))
     ids = torch.arange(tokens)
     compute = {
         "logprobs": lambda: head_logprobs(hidden, head, ids, 0.7),
-        "entropy": lambda: sum(head_logprobs_and_entropy(hidden, head, ids, 0.7)),
-        "kl": lambda: head_divergence(hidden, other, head, 0.7),
-        "js": lambda: head_divergence(hidden, other, head, 0.7, "js"),
+        "kl": lambda: sum(head_views(hidden, masked, head, ids, 0.7)),
+        "js": lambda: sum(head_views(hidden, masked, head, ids, 0.7, "js")),
     }[what]
     kept = []
     with (
@@ -258,7 +312,7 @@ def test_backward_twice(monkeypatch, elements):
     """What one backward pass keeps for the other is left as it was."""
     monkeypatch.setattr("papo_hub.head.CHUNK_ELEMENTS", elements)
     head, hidden, ids = make()
-    total = sum(value.sum() for value in head_logprobs_and_entropy(hidden, head, ids, 0.7))
+    total = head_logprobs(hidden, head, ids, 0.7).sum()
     first = torch.autograd.grad(total, [hidden, *head.parameters()], retain_graph=True)
     second = torch.autograd.grad(total, [hidden, *head.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
@@ -276,12 +330,13 @@ def test_what_needs_no_gradient_gets_none():
     assert hidden.grad is None and head.weight.grad is not None
     with torch.no_grad():
         assert not head_logprobs(hidden, head, ids).requires_grad
+        assert not any(value.requires_grad for value in head_views(hidden, hidden, head, ids))
 
 
 def test_no_tokens():
     head, hidden, ids = make()
-    logprobs, entropies = head_logprobs_and_entropy(hidden[:0], head, ids[:0])
-    divergences = head_divergence(hidden[:0], hidden[:0], head)
-    assert logprobs.shape == entropies.shape == divergences.shape == (0,)
-    (logprobs.sum() + entropies.sum() + divergences.sum()).backward()
+    views = head_views(hidden[:0], hidden[:0], head, ids[:0])
+    logprobs = head_logprobs(hidden[:0], head, ids[:0])
+    assert {value.shape for value in [*views, logprobs]} == {(0,)}
+    (sum(value.sum() for value in views) + logprobs.sum()).backward()
     assert hidden.grad.shape == hidden.shape and (hidden.grad == 0).all() and (head.weight.grad == 0).all()
