@@ -127,8 +127,8 @@ class TrainConfig:
     epsilon_high: float = key(0.3, "upper clip range")
     delta: float | None = key(3.0, "dual clip for negative advantages; null: none")
     reduction: Literal["token", "sequence"] | None = key(None, "mean over tokens or completions; null: the objective's")
-    estimator: Literal["sampled", "exact"] = key(
-        "sampled", "perception KL and entropies from the sampled tokens, as in the paper's code, or over the vocabulary"
+    estimator: Literal["sampled", "sampled_k2", "exact"] = key(
+        "sampled", "perception KL from the sampled tokens: by k3, as in the paper's code, or k2; or over the vocabulary"
     )
     divergence: Literal["kl", "js"] = key("kl", "of the two views; js (Jensen-Shannon, at most ln 2): estimator exact")
     perception_weighting: Literal["none", "advantage"] = key(

@@ -142,6 +142,7 @@ class PerceptionPlugin(_Plugin):
             gamma=self.gamma,
             eta_clean=self.eta_clean,
             eta_masked=self.eta_masked,
+            estimator="k2" if self.estimator == "sampled_k2" else "k3",
             robustness=self.robustness,
             perception_weighting=self.perception_weighting,
             perception_top_p=self.perception_top_p,

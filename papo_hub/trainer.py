@@ -130,7 +130,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     engine = rollout.engine(model, processor.tokenizer)
     limit = MicroBatchLimit(config.max_tokens_per_micro_batch, config.micro_batch_size, print)
     state = RunState(
-        model, optimizer, scheduler, stream, Guard(math.inf if perception.exact else KL_LIMIT), limit
+        model, optimizer, scheduler, stream, Guard(KL_LIMIT if config.estimator == "sampled" else math.inf), limit
     )
     if checkpoint is not None:
         state.load(checkpoint)

@@ -56,6 +56,7 @@ class Weights:
     epsilon: float = 0.2
     epsilon_high: float = 0.3
     delta: float | None = 3.0  # the dual clip
+    estimator: str = "k3"  # of the divergence, where it is sampled
     robustness: float = 0.0
     perception_weighting: str = "none"  # "advantage": the perception KL of a completion counts by its advantage
     perception_top_p: float = 1.0  # share of a completion's tokens whose perception KL counts: the largest
@@ -102,14 +103,14 @@ def _reference_kl(x: Logprobs, w: Weights) -> Tensor:
     return terms.reference_kl(x.policy, x.reference)
 
 
-def _divergence(x: Logprobs) -> Tensor:
+def _divergence(x: Logprobs, w: Weights) -> Tensor:
     """Of the clean view from the masked one."""
-    return terms.perception_kl(x.policy, x.masked) if x.divergence is None else x.divergence
+    return terms.perception_kl(x.policy, x.masked, w.estimator) if x.divergence is None else x.divergence
 
 
 def _perception_kl(x: Logprobs, w: Weights) -> Tensor:
     """The divergence as it counts in the loss."""
-    values = _divergence(x)
+    values = _divergence(x, w)
     if w.perception_top_p < 1:
         values = values * top_tokens(values.detach(), x.completion_mask, w.perception_top_p)
     if w.perception_clip is not None:
@@ -218,7 +219,7 @@ class Objective:
             if x.reference is not None:
                 logged["reference_kl"] = _reference_kl(x, w)
             if x.masked is not None:
-                logged["perception_kl"] = _divergence(x)
+                logged["perception_kl"] = _divergence(x, w)
                 logged["perception_kl_squared"] = logged["perception_kl"].square()
                 logged["masked_entropy"] = _masked_entropy(x, w)
             if x.noisy is not None:

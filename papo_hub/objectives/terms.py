@@ -54,13 +54,18 @@ def reference_kl(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return _k3(logprobs, reference_logprobs)
 
 
-def perception_kl(logprobs: Tensor, masked_logprobs: Tensor) -> Tensor:
-    """Divergence of the policy that sees the image from the same policy on the masked image, in nats (k3 estimate).
+def perception_kl(logprobs: Tensor, masked_logprobs: Tensor, estimator: str = "k3") -> Tensor:
+    """Divergence of the policy that sees the image from the same policy on the masked image, in nats.
 
-    exp(d) - d - 1 with d = log π_mask - log π within ±20 and the result at most 10. 0 means that the token does not depend
-    on the image. Subtracted from the loss with weight gamma. (B, T) → (B, T).
+    With d = log π_mask - log π within ±20, under samples of π: k3 is exp(d) - d - 1, at most 10; k2 is d² / 2 (Schulman,
+    "Approximating KL divergence", 2020). The paper's is k3. 0 means that the token does not depend on the image.
+    Subtracted from the loss with weight gamma. (B, T) → (B, T).
     """
-    return _k3(logprobs, masked_logprobs)
+    if estimator == "k3":
+        return _k3(logprobs, masked_logprobs)
+    if estimator == "k2":
+        return _log_ratio(masked_logprobs, logprobs).square() / 2
+    raise ValueError(f"estimator: {estimator!r} is neither k2 nor k3.")
 
 
 def robustness_kl(logprobs: Tensor, noisy_logprobs: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def test_coercion(key, value, expected):
         ("log_completions", 1, "log_completions: 1 is neither true nor false"),
         ("output_dir", None, "output_dir: expected text, got None"),
         ("output_dir", {"a": 1}, "output_dir: expected text"),
-        ("objective", "papo", "objective: 'papo' is none of grpo, dapo, papo_g, papo_d. Did you mean papo_"),
+        ("objective", "papo", "objective: 'papo' is none of grpo, dapo, papo_g, papo_d, dvrp. Did you mean papo_"),
         ("objective", ["grpo"], "objective: ['grpo'] is none of"),
         ("masked_logprobs", "freezing", "Did you mean frozen?"),
         ("dtype", "zzz", "dtype: 'zzz' is none of float32, bfloat16."),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from papo_hub.images import to_rgb
-from papo_hub.masking import MASKS, RandomPatchMask
+from papo_hub.masking import RandomPatchMask
 
 MODES = ["RGB", "RGBA", "P", "L", "LA", "1", "I", "I;16", "F", "CMYK", "YCbCr", "HSV"]
 
@@ -112,6 +112,6 @@ def test_patch_size_is_checked(patch_size):
 
 
 def test_it_is_a_value_found_by_name():
-    assert MASKS["random"]() == RandomPatchMask(patch_size=14, ratio=0.6)
+    assert RandomPatchMask() == RandomPatchMask(patch_size=14, ratio=0.6)
     with pytest.raises(AttributeError):
         RandomPatchMask().ratio = 1.0

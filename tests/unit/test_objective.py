@@ -24,7 +24,7 @@ from papo_hub.objectives import (
 )
 
 PERCEPTION = {"perception_kl", "entropy", "masked_entropy"}
-WEIGHTS = Weights(gamma=0.02, eta_clean=0.05, eta_masked=0.03, beta=0.01, epsilon=0.2, epsilon_high=0.28)
+WEIGHTS = Weights(gamma=0.02, eta_clean=0.05, eta_masked=0.03, beta=0.01, epsilon=0.2, epsilon_high=0.28, robustness=0.04)
 
 
 def sample(seed=0, rows=4, width=5, spread=0.3, dtype=torch.float64, live=False):
@@ -38,12 +38,11 @@ def sample(seed=0, rows=4, width=5, spread=0.3, dtype=torch.float64, live=False)
     lengths = torch.randint(0, width + 1, (rows,), generator=generator)
     lengths[0] = width
     mask = torch.arange(width) < lengths[:, None]
-    others = [policy + spread * draw(rows, width) for _ in range(3)]
+    others = [policy + spread * draw(rows, width) for _ in range(4)]
     policy, *others = ((x.masked_fill(~mask, float("nan"))).to(dtype) for x in (policy, *others))
-    old, reference, masked = others
-    return Logprobs(
-        policy.requires_grad_(), old, draw(rows).to(dtype), mask, reference, masked.requires_grad_() if live else masked
-    )
+    old, reference, masked, noisy = others
+    masked = masked.requires_grad_() if live else masked
+    return Logprobs(policy.requires_grad_(), old, draw(rows).to(dtype), mask, reference, masked, noisy)
 
 
 def counts_of(x):
@@ -52,7 +51,8 @@ def counts_of(x):
 
 def rows_of(x, rows):
     """Some completions of `x`, still part of its graph."""
-    return Logprobs(*(getattr(x, f.name)[rows] for f in fields(Logprobs)))
+    values = (getattr(x, f.name) for f in fields(Logprobs))
+    return Logprobs(*(None if value is None else value[rows] for value in values))
 
 
 def evaluate(algorithm, weights, x, counts=None):
@@ -99,6 +99,7 @@ def test_what_each_algorithm_is_made_of():
     dapo = [("surrogate", None, 1, "token")]
     expected = {"grpo": grpo, "dapo": dapo}
     expected |= {"papo_g": grpo + perception("sequence"), "papo_d": dapo + perception("token")}
+    expected["dvrp"] = expected["papo_d"] + [("robustness_kl", "robustness", 1, "token")]
     assert table == expected
 
 
@@ -205,7 +206,7 @@ def test_logged_is_what_the_logprobs_allow_whatever_the_terms():
 # --- a second implementation: the formulas, one token at a time, with derivatives worked out by hand ------------------
 
 
-def slow_token(log_pi, log_old, log_ref, log_mask, advantage, w, live, use):
+def slow_token(log_pi, log_old, log_ref, log_mask, log_noisy, advantage, w, live, use):
     """(loss, d/d log π, d/d log π_mask) of one token, as a dict by term."""
 
     def held(x):
@@ -231,19 +232,19 @@ def slow_token(log_pi, log_old, log_ref, log_mask, advantage, w, live, use):
 
     def perception():
         d, free = held(log_mask - log_pi)
-        if w.estimator == "k1":
-            return -d, float(free), -float(free)
         if w.estimator == "k2":
             return d * d / 2, -d * free, d * free
         return k3(log_mask)
 
     parts["reference_kl"] = (*k3(log_ref)[:2], 0.0)
+    parts["robustness_kl"] = (*k3(log_noisy)[:2], 0.0)
     parts["perception_kl"] = perception()
     parts["entropy"] = (-log_pi, -1.0, 0.0)
     parts["masked_entropy"] = (-log_mask, 0.0, -1.0)
     weight = {
         "surrogate": 1.0,
         "reference_kl": w.beta,
+        "robustness_kl": w.robustness,
         "perception_kl": -w.gamma,
         "entropy": w.eta_clean,
         "masked_entropy": w.eta_masked,
@@ -255,14 +256,15 @@ def slow_token(log_pi, log_old, log_ref, log_mask, advantage, w, live, use):
 def slow_objective(name, reduction, w, x, live):
     """PAPO's equations with plain floats: loss and both gradients (nested lists)."""
     use = {"surrogate"} | ({"reference_kl"} if name in ("grpo", "papo_g") else set())
-    use |= PERCEPTION if name.startswith("papo") else set()
+    use |= PERCEPTION if name.startswith("papo") or name == "dvrp" else set()
+    use |= {"robustness_kl"} if name == "dvrp" else set()
     rows, width = x.policy.shape
     lengths = x.completion_mask.sum(-1).tolist()
     loss, by_policy, by_masked = 0.0, [[0.0] * width for _ in range(rows)], [[0.0] * width for _ in range(rows)]
     for i in range(rows):
         share = 1 / max(sum(lengths), 1) if reduction == "token" else 1 / (rows * max(lengths[i], 1))
         for t in range(lengths[i]):
-            tokens = (y[i, t].item() for y in (x.policy, x.old, x.reference, x.masked))
+            tokens = (y[i, t].item() for y in (x.policy, x.old, x.reference, x.masked, x.noisy))
             value, slope, masked_slope = slow_token(*tokens, float(x.advantages[i]), w, live, use)
             loss += share * value
             by_policy[i][t] = share * slope
@@ -275,21 +277,21 @@ def slow_objective(name, reduction, w, x, live):
     name=st.sampled_from(sorted(OBJECTIVES)),
     reduction=st.sampled_from([None, "token", "sequence"]),
     live=st.booleans(),
-    estimator=st.sampled_from(["k1", "k2", "k3"]),
+    estimator=st.sampled_from(["k2", "k3"]),
     delta=st.sampled_from([None, 1.5, 3.0]),
     spread=st.sampled_from([0.05, 0.5, 3.0, 30.0]),
     rows=st.integers(1, 5),
     width=st.integers(1, 6),
     seed=st.integers(0, 10**6),
-    weights=st.tuples(*[st.sampled_from([0.0, 0.01, 0.3])] * 4),
+    weights=st.tuples(*[st.sampled_from([0.0, 0.01, 0.3])] * 5),
 )
 def test_agrees_with_the_slow_implementation(
     name, reduction, live, estimator, delta, spread, rows, width, seed, weights
 ):
-    gamma, eta_clean, eta_masked, beta = weights
-    w = Weights(gamma, eta_clean, eta_masked, beta, 0.2, 0.28, delta, estimator)
+    gamma, eta_clean, eta_masked, beta, robustness = weights
+    w = Weights(gamma, eta_clean, eta_masked, beta, 0.2, 0.28, delta, estimator, robustness)
     algorithm = OBJECTIVES[name] if reduction is None else with_reduction(OBJECTIVES[name], reduction)
-    reduction = reduction or ("token" if name in ("dapo", "papo_d") else "sequence")
+    reduction = reduction or ("token" if name in ("dapo", "papo_d", "dvrp") else "sequence")
     x = sample(seed, rows, width, spread, live=live)
     expected = slow_objective(name, reduction, w, x, live)
     loss, by_policy, by_masked = evaluate(algorithm, w, x)
@@ -301,7 +303,10 @@ def test_agrees_with_the_slow_implementation(
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
     single = Logprobs(
-        *(v.detach().float() if v.dtype == torch.float64 else v for v in (getattr(x, f.name) for f in fields(x)))
+        *(
+            v.detach().float() if v is not None and v.dtype == torch.float64 else v
+            for v in (getattr(x, f.name) for f in fields(x))
+        )
     )
     loss32, _ = Objective(algorithm, w)(single, counts_of(x))
     assert loss32.item() == pytest.approx(expected[0], rel=2e-5, abs=1e-6)
@@ -344,8 +349,9 @@ def test_padding_has_neither_value_nor_gradient(name, rubbish):
     mask = x.completion_mask
 
     def padded_with(value):
-        data = {f.name: getattr(x, f.name).detach().clone() for f in fields(Logprobs)}
-        for key in ("policy", "old", "reference", "masked"):
+        found = {f.name: getattr(x, f.name) for f in fields(Logprobs)}
+        data = {name: values.detach().clone() for name, values in found.items() if values is not None}
+        for key in ("policy", "old", "reference", "masked", "noisy"):
             data[key].masked_fill_(~mask, value)
         return Logprobs(**data | {key: data[key].requires_grad_() for key in ("policy", "masked")})
 
@@ -373,7 +379,7 @@ def test_bfloat16_logprobs_give_a_float32_loss():
     loss, gradient, _ = evaluate(PAPO_G, WEIGHTS, x)
     assert loss.dtype == torch.float32 and gradient.dtype == torch.bfloat16
     wide = Logprobs(
-        **{f.name: v.detach().float() if v.is_floating_point() else v for f in fields(x) for v in [getattr(x, f.name)]}
+        **{f.name: v.detach().float() if v is not None and v.is_floating_point() else v for f in fields(x) for v in [getattr(x, f.name)]}
     )
     assert torch.equal(loss, Objective(PAPO_G, WEIGHTS)(wide, counts_of(x))[0])
 
@@ -431,9 +437,8 @@ def kl(log_p, log_q):
 
 def test_k3_estimates_the_divergence_of_clean_from_masked(views):
     log_pi, log_mask = (x.log_softmax(-1) for x in views)
-    for estimator in ("k1", "k3"):
-        estimate = expected_over_samples(terms.perception_kl(log_pi, log_mask, estimator), log_pi)
-        torch.testing.assert_close(estimate, kl(log_pi, log_mask), rtol=0, atol=1e-14)
+    estimate = expected_over_samples(terms.perception_kl(log_pi, log_mask), log_pi)
+    torch.testing.assert_close(estimate, kl(log_pi, log_mask), rtol=0, atol=1e-14)
 
 
 def test_k3_as_a_loss_has_the_gradient_of_the_reverse_divergence(views):
@@ -495,3 +500,75 @@ def one_token(x, o):
     return Logprobs(
         x.policy[:, column], x.old[:, column], x.advantages, x.completion_mask[:, column], masked=x.masked[:, column]
     )
+
+
+# --- what of the divergence counts --------------------------------------------------------------------------------------
+
+
+def one(policy, masked, advantages, **others):
+    """Completions without padding; nothing but the perception KL in the loss, with weight 1 and sign -1."""
+    policy, masked = (torch.tensor(values, dtype=torch.float64) for values in (policy, masked))
+    advantages = torch.tensor(advantages, dtype=torch.float64)
+    mask = torch.ones(policy.shape, dtype=torch.bool)
+    return Logprobs(policy.requires_grad_(), policy.detach(), advantages, mask, masked=masked, **others)
+
+
+ONLY_PERCEPTION = tuple(term for term in PAPO_D if term.name == "perception_kl")
+# k3 of d = -1, -2, -3, 0: e^d - d - 1 = 1/e, e^-2 + 1, e^-3 + 2, 0.
+K3 = [0.3678794412, 1.1353352832, 2.0497870684, 0.0]
+
+
+def perception_loss(x, **weights):
+    loss, sums = Objective(ONLY_PERCEPTION, Weights(gamma=1.0, **weights))(x, counts_of(x))
+    return loss, sums
+
+
+def test_the_largest_share_of_tokens_counts():
+    """⌈0.3 · 4⌉ = 2 of 4 tokens; the log shows all."""
+    x = one([[-1.0] * 4], [[-2.0, -3.0, -4.0, -1.0]], [1.0])
+    loss, sums = perception_loss(x, perception_top_p=0.3)
+    assert loss.item() == pytest.approx(-(K3[1] + K3[2]) / 4, abs=1e-9)
+    assert sums["perception_kl"].item() == pytest.approx(sum(K3), abs=1e-9)
+    loss.backward()
+    assert (x.policy.grad != 0).tolist() == [[False, True, True, False]]
+
+
+def test_what_is_above_the_clip_counts_as_the_clip():
+    x = one([[-1.0] * 4], [[-2.0, -3.0, -4.0, -1.0]], [1.0])
+    loss, _ = perception_loss(x, perception_clip=1.0)
+    assert loss.item() == pytest.approx(-(K3[0] + 1.0 + 1.0 + 0.0) / 4, abs=1e-9)
+    loss.backward()
+    assert (x.policy.grad != 0).tolist() == [[True, False, False, False]]
+
+
+def test_dependence_is_rewarded_on_better_completions_and_punished_on_worse():
+    x = one([[-1.0, -1.0], [-1.0, -1.0]], [[-2.0, -1.0], [-3.0, -1.0]], [0.5, -2.0])
+    loss, sums = perception_loss(x, perception_weighting="advantage")
+    assert loss.item() == pytest.approx(-(0.5 * K3[0] - 2.0 * K3[1]) / 4, abs=1e-9)
+    assert sums["perception_kl"].item() == pytest.approx(K3[0] + K3[1], abs=1e-9)  # the divergence itself
+    loss.backward()
+    by_none = one([[-1.0, -1.0], [-1.0, -1.0]], [[-2.0, -1.0], [-3.0, -1.0]], [0.5, -2.0])
+    perception_loss(by_none)[0].backward()
+    assert torch.equal(x.policy.grad, by_none.policy.grad * x.advantages[:, None])
+
+
+def test_token_weights_are_weights_of_the_advantage():
+    """And of nothing else. r = 1: the surrogate is -A·w."""
+    policy = torch.full((1, 3), -1.0, dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([[0.0, 2.0, 0.5]], dtype=torch.float64)
+    advantage, mask = torch.tensor([2.0], dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)
+    masked = torch.full((1, 3), -2.0, dtype=torch.float64)
+    x = Logprobs(policy, policy.detach(), advantage, mask, masked=masked, token_weights=weights)
+    loss, _ = Objective(PAPO_D, Weights(gamma=0.1))(x, counts_of(x))
+    assert loss.item() == pytest.approx(-2.0 * 2.5 / 3 - 0.1 * K3[0], abs=1e-9)
+
+
+def test_what_is_known_of_the_whole_vocabulary_takes_the_place_of_estimates():
+    """By hand: divergence 0.5, entropies 0.7 and 1.1 a token."""
+    given = {"divergence": 0.5, "entropy": 0.7, "masked_entropy": 1.1}
+    exact = {name: torch.full((1, 2), value, dtype=torch.float64) for name, value in given.items()}
+    x = one([[-1.0, -1.0]], [[-2.0, -3.0]], [0.0], **exact)
+    loss, sums = Objective(PAPO_D, Weights(gamma=0.1, eta_clean=0.01, eta_masked=0.02))(x, counts_of(x))
+    assert loss.item() == pytest.approx(-0.1 * 0.5 + 0.01 * 0.7 + 0.02 * 1.1, abs=1e-12)
+    found = {name: sums[name].item() / 2 for name in ("perception_kl", "entropy", "masked_entropy")}
+    assert found == {name: pytest.approx(value) for name, value in zip(found, given.values(), strict=True)}

@@ -94,9 +94,9 @@ def test_from_config_takes_the_recipe_even_where_the_environment_differs(monkeyp
 
 
 def test_when_the_masked_view_is_needed():
-    assert not PerceptionPlugin().active and PerceptionPlugin().mask is None
-    assert not PerceptionPlugin(eta_clean=0.1).active
-    assert PerceptionPlugin(eta_masked=0.1).active
+    assert PerceptionPlugin().views == () and PerceptionPlugin().mask is None
+    assert PerceptionPlugin(eta_clean=0.1).views == ()
+    assert PerceptionPlugin(eta_masked=0.1).views == ("masked",)
     mask = PerceptionPlugin(gamma=0.1, mask_patch_size=7, mask_ratio=0.4).mask
     assert (mask.patch_size, mask.ratio) == (7, 0.4)
     assert not PerceptionPlugin(gamma=0.1).live
@@ -105,7 +105,7 @@ def test_when_the_masked_view_is_needed():
 
 
 def test_objective_joins_the_weights():
-    plugin = PerceptionPlugin(gamma=0.02, eta_clean=0.05, eta_masked=0.03, estimator="k2")
+    plugin = PerceptionPlugin(gamma=0.02, eta_clean=0.05, eta_masked=0.03, estimator="sampled_k2")
     policy = Weights(beta=0.01, epsilon=0.1, epsilon_high=0.28, delta=None)
     objective = plugin.objective(PAPO_G, policy)
     assert objective.terms == PAPO_G
@@ -119,7 +119,7 @@ def test_objective_follows_the_schedule():
         pytest.approx(expected) for expected in [(0.02, 0.04, 0.08), (0.015, 0.03, 0.06), (0, 0, 0), (0, 0, 0)]
     ]
     assert plugin.objective(PAPO_D, step=7, max_steps=8).active == DAPO
-    assert plugin.active  # the masked view is still logged
+    assert plugin.views == ("masked",)  # the masked view is still logged
 
 
 def test_reward_plugin():

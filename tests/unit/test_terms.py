@@ -76,14 +76,12 @@ def test_one_advantage_a_completion_or_one_a_token():
     assert torch.equal(terms.clipped_surrogate(logprobs, old, per_token, LOW, HIGH), -per_token)
 
 
-# d = log π_other - log π. k1 = -d, k2 = d² / 2, k3 = e^d - d - 1; by log π: 1, -d, 1 - e^d.
+# d = log π_other - log π. k2 = d² / 2, k3 = e^d - d - 1; by log π: -d, 1 - e^d.
 @pytest.mark.parametrize(
     ("estimator", "d", "value", "gradient"),
     [
-        ("k1", -0.5, 0.5, 1.0),
         ("k2", -0.5, 0.125, 0.5),
         ("k3", -0.5, 0.1065306597, 0.3934693403),  # e^-0.5 = 0.6065306597
-        ("k1", 2.0, -2.0, 1.0),
         ("k2", 2.0, 2.0, -2.0),
         ("k3", 2.0, 4.3890560989, -6.3890560989),  # e^2 = 7.3890560989
         ("k3", 0.0, 0.0, 0.0),
@@ -91,9 +89,7 @@ def test_one_advantage_a_completion_or_one_a_token():
         ("k3", -10.5, 9.5000275364, 0.9999724636),  # e^-10.5 = 2.75364e-5: just below the limit
         ("k3", -15.0, 10.0, 0.0),  # e^-15 + 14
         ("k3", -25.0, 10.0, 0.0),
-        ("k1", -25.0, 20.0, 0.0),  # |d| within 20
-        ("k1", 25.0, -20.0, 0.0),
-        ("k2", -25.0, 200.0, 0.0),
+        ("k2", -25.0, 200.0, 0.0),  # |d| within 20
         ("k2", -15.0, 112.5, 15.0),  # the limit of 10 is k3's alone
     ],
 )
@@ -121,7 +117,7 @@ def test_the_paper_estimator_is_the_default():
 
 
 def test_unknown_estimator():
-    with pytest.raises(ValueError, match="'k4' is none of k1, k2, k3"):
+    with pytest.raises(ValueError, match="'k4' is neither k2 nor k3"):
         terms.perception_kl(row(-1.0), row(-1.0), "k4")
 
 
@@ -152,7 +148,7 @@ def test_clip_fractions_count_where_the_gradient_is_zero():
 TERMS = {
     "surrogate": lambda x, y: terms.clipped_surrogate(x, y, tensor([1.0, -1.0]), LOW, HIGH),
     "reference_kl": terms.reference_kl,
-    "k1": lambda x, y: terms.perception_kl(x, y, "k1"),
+    "robustness_kl": terms.robustness_kl,
     "k2": lambda x, y: terms.perception_kl(x, y, "k2"),
     "k3": terms.perception_kl,
     "entropy": lambda x, y: terms.entropy(x),
