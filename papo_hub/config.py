@@ -120,6 +120,10 @@ class TrainConfig:
     gamma: float = key(0.0, "γ: weight of the perception KL")
     gamma_end: float | None = key(None, "γ at the end of its annealing; null: γ is fixed")
     gamma_annealing_ratio: float = key(0.5, "share of the run over which γ goes linearly to gamma_end")
+    gamma_control: Literal["fixed", "adaptive"] = key(
+        "fixed", "adaptive: γ is halved while the guard sees a sign or the alignment is negative, and comes back slowly"
+    )
+    alignment_steps: int = key(0, "steps between measurements of whether γ's term and the reward agree; 0: never")
     eta_clean: float = key(0.0, "η1: weight of the entropy of the clean view")
     eta_masked: float = key(0.0, "η2: weight of the entropy of the masked view")
     beta: float = key(0.0, "β: weight of the KL to the reference model; 0 loads no reference model")
@@ -147,7 +151,9 @@ class TrainConfig:
     mask_strategy: Literal["random", "semantic"] = key(
         "random", "which patches of the image are hidden: any, or those that mask_encoder attends to most"
     )
-    mask_encoder: str | None = key(None, "mask_strategy semantic: a vision encoder with attention, as facebook/dinov2-base")
+    mask_encoder: str | None = key(
+        None, "mask_strategy semantic: a vision encoder with attention, as facebook/dinov2-base"
+    )
     mask_ratio: float = key(0.6, "probability with which a patch turns black")
     mask_patch_size: int = key(14, "side of a masked patch, in pixels of the original image")
 
@@ -290,6 +296,18 @@ def check(config: TrainConfig) -> None:
     refuse(
         config.max_time is not None and not is_time(config.max_time),
         f"max_time: {config.max_time!r} is no time such as 3h30m, 90m or 1d12h.",
+    )
+    refuse(config.alignment_steps < 0, f"alignment_steps: {config.alignment_steps} must be at least 0 (0: never).")
+    for name, wanted in (
+        ("alignment_steps", config.alignment_steps > 0),
+        ("gamma_control", config.gamma_control != "fixed"),
+    ):
+        refuse(
+            wanted and config.gamma == 0, f"{name}: {getattr(config, name)}, but gamma is 0, so there is nothing to it."
+        )
+    refuse(
+        config.gamma_control == "adaptive" and config.guard == "off" and config.alignment_steps == 0,
+        "gamma_control: adaptive needs something to go by; write guard: warn, or alignment_steps: 10.",
     )
     refuse(
         config.guard == "lower" and config.gamma == 0,

@@ -107,6 +107,7 @@ class Guard:
             raise ValueError(f"clamp: {clamp} must be above 0: it is the largest perception KL of a token, in nats.")
         self.clamp = clamp
         self.healthy_until = 0  # the newest step without any sign: checkpoints up to it are good (the first 5 unjudged)
+        self.uneasy = False  # whether a sign stands that is more than a divergence that rises
         self._history: dict[str, list[float | None]] = {name: [] for name in RULES}  # the last HORIZON + RECENT steps
         self._last_alarm = self._last_condition = 0  # steps
         self._told: set[str] = set()  # the signs of the alarms since it was quiet
@@ -126,6 +127,7 @@ class Guard:
         signs, condition = self._judge()
         if not signs:
             self.healthy_until = step
+        self.uneasy = bool({sign.name for sign in signs} - DIVERGENCE)
         if not condition:
             return None
         names = {sign.name for sign in signs}

@@ -27,9 +27,9 @@ LAYERS = (5 / 12, 9 / 12)  # of the encoder's depth: layers 6 to 9 of 12
 class SemanticPatchMask:
     """The cells that the encoder attends to most turn black: ⌈ratio · cells⌉ of them, of equal ones the first.
 
-    A cell's saliency is the attention of the class token to it, the mean over heads and over the layers 6 to 9
-    of 12 (of another depth, as many in the same place). The encoder sees the image with one of its patches a cell, or fewer where there are more than 576 cells.
-    Deterministic: nothing is drawn from the generator.
+    A cell's saliency is the attention of the class token to it, the mean over heads and over the layers 6 to 9 of 12 (of
+    another depth, as many in the same place). The encoder sees the image with one of its patches a cell, or fewer where
+    there are more than 576 cells. Deterministic: nothing is drawn from the generator.
 
     Args:
         encoder: a folder or Hub id of a vision transformer with a class token, as "facebook/dinov2-base". Loaded once a

@@ -62,8 +62,9 @@ from papo_hub.tracking import RunLog, row, tracker_options, trackers
 from papo_hub.unfinished import StepUnderWay
 
 # What an algorithm may do without.
-OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl", "robustness_kl")
+OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl", "robustness_kl", "alignment")
 LEAST_GAMMA_FACTOR = 1 / 8  # three times halved: then gamma is not what ails the run
+RECOVERY = 1.05  # a step, of an adaptive gamma
 
 
 class TrainingDiverged(RuntimeError):
@@ -171,6 +172,16 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
             sums = {name: sums.get(name, 0) + value for name, value in micro_sums.items()}
         return sums
 
+    def alignment(objective: Objective, update: Batch, counts: Counts) -> float | None:
+        """The cosine between the gradients of the policy loss and of the perception term; None on every rank: the run is
+        to stop. Leaves nothing behind."""
+        directions = []
+        for name in ("surrogate", "perception_kl"):
+            if gradients(objective.only(name), update, counts) is None:
+                return None
+            directions.append([p.grad.detach().clone() for p in policy.parameters() if p.grad is not None])
+        return cosine(*directions)
+
     interruption.deferred = True  # from here on, what asks the run to stop waits until it can be resumed exactly
     policy.train()
     while state.step < max_steps:
@@ -188,8 +199,11 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         started = time.perf_counter()
         for update in [] if under_way is None else under_way.remaining(config.updates_per_step):
             counts = global_counts(accelerator, update.completion_mask)
-            compute = partial(gradients, objective, update, counts)
-            sums = limit.retry(compute, exchanging=accelerator.num_processes > 1)
+            exchanging = accelerator.num_processes > 1
+            if config.alignment_steps and step % config.alignment_steps == 0 and under_way.updates == 0:
+                measure = partial(alignment, objective, update, counts)
+                under_way.metrics["objective/alignment"] = limit.retry(measure, exchanging)
+            sums = limit.retry(partial(gradients, objective, update, counts), exchanging)
             if sums is None:
                 break
             norm = float(accelerator.clip_grad_norm_(policy.parameters(), config.max_grad_norm))
@@ -234,7 +248,11 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
             log.samples(step + 1, under_way.batch)
         state.step += 1
 
-        alarm = None if config.guard == "off" else on_main(accelerator, partial(state.guard.observe, made))
+        alarm, uneasy = (
+            (None, False) if config.guard == "off" else on_main(accelerator, partial(watched, state.guard, made))
+        )
+        if config.gamma_control == "adaptive":
+            state.gamma_factor = adapted(state.gamma_factor, uneasy or (made["objective/alignment"] or 0) < 0)
         if alarm is not None and config.guard == "lower" and state.gamma_factor > LEAST_GAMMA_FACTOR:
             good = on_main(accelerator, partial(forget_after, run / "checkpoints", alarm.since - 1))
             state.go_back(good, config)
@@ -320,6 +338,26 @@ def save(
         )
 
     return on_main(accelerator, write)
+
+
+def watched(guard: Guard, made: dict[str, Any]) -> tuple[Alarm | None, bool]:
+    """What the guard says of a step: an alarm, and whether some sign stands."""
+    return guard.observe(made), guard.uneasy
+
+
+def adapted(factor: float, trouble: bool) -> float:
+    """The factor of an adaptive γ after a step: half of it in trouble (down to 1/64), else a little more, up to 1."""
+    return max(factor / 2, 1 / 64) if trouble else min(factor * RECOVERY, 1.0)
+
+
+def cosine(one: list[Tensor], other: list[Tensor]) -> float | None:
+    """Of two directions in the space of all parameters; None where one of them is zero."""
+
+    def product(a: list[Tensor], b: list[Tensor]) -> float:
+        return sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)).item()
+
+    lengths = math.sqrt(product(one, one) * product(other, other))
+    return product(one, other) / lengths if lengths > 0 and math.isfinite(lengths) else None
 
 
 def healthy_until(state: RunState, config: TrainConfig) -> int | None:

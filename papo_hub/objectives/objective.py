@@ -180,6 +180,12 @@ class Objective:
     def needs(self, name: str) -> bool:
         return any(term.name == name for term in self.active)
 
+    def only(self, name: str) -> Objective:
+        """That of one term, whose weight is as it is, or 1 where it is 0."""
+        (term,) = (term for term in self.terms if term.name == name)
+        weighs = term.scale(self.weights) != 0
+        return Objective((term,), self.weights if weighs else replace(self.weights, **{term.weight: 1.0}))
+
     @property
     def needs_reference(self) -> bool:
         return self.needs("reference_kl")

@@ -30,7 +30,9 @@ def top_tokens(values: Tensor, completion_mask: Tensor, share: float) -> Tensor:
     """
     mask = completion_mask.bool()
     order = values.masked_fill(~mask, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(values.shape[-1], device=values.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(values.shape[-1], device=values.device).expand_as(order)
+    )
     kept = (mask.sum(-1, keepdim=True).double() * share - 1e-9).ceil()  # 0.2 · 15 is 3, though not in binary
     return mask & (rank < kept)
 

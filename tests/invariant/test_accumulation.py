@@ -46,10 +46,23 @@ def difference(found, expected):
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / scale
 
 
-@pytest.mark.parametrize("masked_logprobs", ["frozen", "live"])
-@pytest.mark.parametrize("reduction", ["token", "sequence"])
-def test_micro_batches_change_no_gradient(gradient, reduction, masked_logprobs, monkeypatch):
-    settings = {"reduction": reduction, "masked_logprobs": masked_logprobs}
+VARIANTS = {
+    "frozen": {},
+    "live": {"masked_logprobs": "live"},
+    "exact": {"estimator": "exact", "eta_clean": 0.1},
+    "exact, live": {"estimator": "exact", "divergence": "js", "masked_logprobs": "live", "eta_masked": 0.1},
+    "advantage": {"perception_weighting": "advantage", "perception_top_p": 0.4, "perception_clip": 2.0},
+    "vppo": {"objective": "grpo", "gamma": 0.0, "token_weighting": "vppo"},
+    "pgpo": {"objective": "grpo", "gamma": 0.0, "token_weighting": "pgpo"},
+    "dvrp": {"objective": "dvrp", "beta": 0.0, "robustness": 0.2, "masked_logprobs": "live"},
+}
+
+
+@pytest.mark.parametrize(
+    "reduction, variant", [("sequence", "frozen"), ("sequence", "live"), *(("token", variant) for variant in VARIANTS)]
+)
+def test_micro_batches_change_no_gradient(gradient, reduction, variant, monkeypatch):
+    settings = {"reduction": reduction} | VARIANTS[variant]
     lengths = []
     objective = Objective.__call__
 

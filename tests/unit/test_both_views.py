@@ -118,7 +118,9 @@ def test_views_that_are_equal_do_not_diverge(qwen):
 def test_a_constant_view_is_without_dropout_and_leaves_the_mode(qwen, monkeypatch):
     modes = []
     original = module.run_inside
-    monkeypatch.setattr(module, "run_inside", lambda model, *rest: modes.append(model.training) or original(model, *rest))
+    monkeypatch.setattr(
+        module, "run_inside", lambda model, *rest: modes.append(model.training) or original(model, *rest)
+    )
     qwen.model.train()
     try:
         both_views(qwen.model, *arranged(qwen))

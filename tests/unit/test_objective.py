@@ -24,7 +24,9 @@ from papo_hub.objectives import (
 )
 
 PERCEPTION = {"perception_kl", "entropy", "masked_entropy"}
-WEIGHTS = Weights(gamma=0.02, eta_clean=0.05, eta_masked=0.03, beta=0.01, epsilon=0.2, epsilon_high=0.28, robustness=0.04)
+WEIGHTS = Weights(
+    gamma=0.02, eta_clean=0.05, eta_masked=0.03, beta=0.01, epsilon=0.2, epsilon_high=0.28, robustness=0.04
+)
 
 
 def sample(seed=0, rows=4, width=5, spread=0.3, dtype=torch.float64, live=False):
@@ -379,7 +381,11 @@ def test_bfloat16_logprobs_give_a_float32_loss():
     loss, gradient, _ = evaluate(PAPO_G, WEIGHTS, x)
     assert loss.dtype == torch.float32 and gradient.dtype == torch.bfloat16
     wide = Logprobs(
-        **{f.name: v.detach().float() if v is not None and v.is_floating_point() else v for f in fields(x) for v in [getattr(x, f.name)]}
+        **{
+            f.name: v.detach().float() if v is not None and v.is_floating_point() else v
+            for f in fields(x)
+            for v in [getattr(x, f.name)]
+        }
     )
     assert torch.equal(loss, Objective(PAPO_G, WEIGHTS)(wide, counts_of(x))[0])
 
