@@ -7,8 +7,9 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/papo-hub quickstart
 
+# In two processes, file by file; TEST="-n 0 tests/unit" for one process and a part.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TEST)
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
