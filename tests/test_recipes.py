@@ -35,7 +35,7 @@ DIFFERENCES = {
     ("tiny/vppo.yaml", "tiny/dapo.yaml"): {"output_dir", "token_weighting", "mask_ratio"},
     ("tiny/pgpo.yaml", "tiny/dapo.yaml"): {"output_dir", "token_weighting"},
     ("tiny/dvrp.yaml", "tiny/papo_d.yaml"): {
-        "objective", "output_dir", "gamma", "eta_clean", "eta_masked", "robustness",
+        "objective", "output_dir", "eta_clean", "eta_masked", "robustness",
     },
 }  # fmt: skip
 

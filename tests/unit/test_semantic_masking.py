@@ -52,7 +52,8 @@ def black(image, patch_size):
 def attention_by_hand(folder, image, rows, columns):
     """Softmax of queries and keys, from the hidden states in front of each layer: layers 6 to 9, the class token's row."""
     model, processor, _ = _encoder(folder)
-    pixels = processor(image.resize((columns * PATCH, rows * PATCH), Image.Resampling.BICUBIC), do_resize=False, do_center_crop=False, return_tensors="pt")
+    seen = image.resize((columns * PATCH, rows * PATCH), Image.Resampling.BICUBIC)
+    pixels = processor(seen, do_resize=False, do_center_crop=False, return_tensors="pt")
     states = model(**pixels, output_hidden_states=True).hidden_states
     maps = []
     for number in range(5, 9):
@@ -109,9 +110,7 @@ def test_many_cells_are_ranked_on_fewer_patches(encoder, monkeypatch):
     monkeypatch.setattr("papo_hub.semantic_masking.MOST_PATCHES", 6)
     seen = []
     model, *_ = _encoder(encoder)
-    hook = model.register_forward_pre_hook(
-        lambda module, given, named: seen.append(given[0].shape), with_kwargs=True
-    )
+    hook = model.register_forward_pre_hook(lambda module, given, named: seen.append(given[0].shape), with_kwargs=True)
     mask = SemanticPatchMask(encoder, 14, 0.5)
     assert mask.saliency(picture(84, 56)).shape == (4, 6)
     assert black(mask(picture(84, 56)), 14).sum() == 12
