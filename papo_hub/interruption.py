@@ -25,10 +25,10 @@ import torch
 from accelerate import Accelerator
 
 from papo_hub.config import seconds
+from papo_hub.workers import STOPS
 
 ECHO = 2.0  # seconds
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, start it again
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHERS = (b"accelerate", b"torchrun", b"torch.distributed")
 
 
@@ -59,7 +59,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # others get no signals
             # What is ignored stays so: a script's `&` does that to Ctrl-C.
-            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._signalled) for number in heard}
             if self._launched:
                 _end_with_parent()

@@ -182,6 +182,12 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
             directions.append([p.grad.detach().clone() for p in policy.parameters() if p.grad is not None])
         return cosine(*directions)
 
+    def end() -> None:
+        """End the trackers and the connection of the processes, on every rank; the last wrapped model goes before it."""
+        nonlocal policy
+        policy = None
+        accelerator.end_training()
+
     interruption.deferred = True  # from here on, what asks the run to stop waits until it can be resumed exactly
     policy.train()
     while state.step < max_steps:
@@ -227,8 +233,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
                 )
         if under_way is None or under_way.updates < config.updates_per_step:
             saved = save(run, state, processor, accelerator, config, position, under_way)
-            policy = None
-            accelerator.end_training()
+            end()
             raise Interrupted(
                 f"stopped by {interruption.reason} in step {step + 1} of {max_steps}; saved {saved}. "
                 "Go on with --resume_from_checkpoint latest."
@@ -268,8 +273,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
             if uploads is not None:
                 uploads.saved(saved)
         if stop:
-            policy = None
-            accelerator.end_training()
+            end()
             raise CollapseAhead(stopped_by_guard(run, alarm))
 
     log.close()
@@ -280,9 +284,10 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
             "Go on with --resume_from_checkpoint latest."
         )
     interruption.deferred = False
-    newest = last_good(run / "checkpoints", max_steps)
-    if accelerator.is_main_process and newest is not None:  # a kill may have left a part of the last rotation
-        rotate(run / "checkpoints", newest, config.save_total_limit, healthy_until(state, config))
+    folder = run / "checkpoints"
+    if accelerator.is_main_process and (newest := last_good(folder, max_steps)) is not None:
+        # A kill may have left a part of the last rotation.
+        rotate(folder, newest, config.save_total_limit, healthy_until(state, config))
     if held_out is not None:
         held_out.measure(run, "after", engine, policy, processor, accelerator, config.model_name_or_path)
     if accelerator.is_main_process:
@@ -291,8 +296,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         finish_run(run, model, processor, examples or stream.take(1), config)
         uploads.finish()
     accelerator.wait_for_everyone()
-    policy = None
-    accelerator.end_training()
+    end()
     return run
 
 

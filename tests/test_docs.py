@@ -257,10 +257,12 @@ def test_links_between_documents_lead_somewhere():
 # --- what is said to be tested ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("document", ["reliability.md", "security.md"])
-def test_every_test_that_a_document_names_exists(document):
+@pytest.mark.parametrize("document, least", [("reliability.md", 80), ("security.md", 20)])
+def test_every_test_that_a_document_names_exists(document, least):
     """`test_x.py::test_y`, and `::test_z` for another of the file named before it."""
-    known = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    paths = list((ROOT / "tests").rglob("test_*.py"))
+    known = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    assert len(known) == len(paths)  # a name stands for one file
     file, named = None, 0
     content = (ROOT / "docs" / document).read_text(encoding="utf-8")
     content = re.sub(r"```.*?```", "", content, flags=re.DOTALL)
@@ -270,4 +272,4 @@ def test_every_test_that_a_document_names_exists(document):
         if test:
             named += 1
             assert re.search(rf"^def {test}\(", known[file], flags=re.MULTILINE), f"{file}::{test}"
-    assert named > 10
+    assert named > least

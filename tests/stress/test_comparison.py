@@ -6,7 +6,7 @@ import shutil
 import time
 
 import pytest
-from stress.__main__ import differences, evidence
+from stress.reading import differences, evidence
 
 
 @pytest.fixture

@@ -582,19 +582,6 @@ def test_a_table_of_versions_takes_nothing_but_words_from_a_stranger(recipe, tmp
     assert len(lines) == 2 and "\x1b" not in lines[1] and len(lines[1]) < 200
 
 
-def test_the_document_names_tests_that_exist():
-    """docs/security.md: `file.py::test`, `::test` of the file named before it, or a whole file."""
-    named = re.findall(
-        r"`(?:(test_\w+\.py)|(?=::))(?:::(test_\w+))?`", (ROOT / "docs" / "security.md").read_text("utf-8")
-    )
-    assert len(named) > 20
-    file = ""
-    for name, test in named:
-        file = name or file
-        (found,) = (ROOT / "tests").rglob(file)
-        assert not test or f"def {test}(" in found.read_text("utf-8"), f"{file}::{test}"
-
-
 def _rows(folder):
     folder.mkdir(parents=True)
     Dataset.from_list([{"problem": "a", "answer": "1", "images": []}]).to_parquet(folder / "train.parquet")
