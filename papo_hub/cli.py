@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("a", "b"):
         compared.add_argument(name, type=Path, help="a folder that papo-hub evaluate wrote, or a run")
     compared.add_argument("--output", type=Path, help="the page (default: comparison.html beside the answers of B)")
+    _add_look(commands)
     card = commands.add_parser("card", help="write a run's model card, or print that of a spec (model_cards/*.yaml)")
     card.add_argument("source", type=Path, help="a run folder, or a spec")
     card.add_argument("repo_id", nargs="?", help="OWNER/NAME that a run goes to")
@@ -65,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         "push": push_command,
         "versions": versions_command,
         "compare": compare_command,
+        "look": look_command,
         "card": card_command,
         "doctor": lambda _: doctor_command(),
     }
@@ -293,6 +295,72 @@ def _evaluation_of(folder: Path) -> Path:
     if found is None:
         raise ConfigError(f"The run {folder} has not been evaluated: papo-hub evaluate {folder}")
     return found
+
+
+def _add_look(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("look", help="what an answer owes to an image, and to which parts of it, as a page")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a run, a model folder, or a Hub id OWNER/NAME")
+    add("image", metavar="IMAGE", type=Path, help="a file: PNG, JPEG, WebP, …")
+    add("question", metavar="QUESTION", help="what to ask about it, in quotes")
+    add("--answer", help="the answer to look at (default: the model's own, sampled greedily)")
+    for name, kind, default, what in (
+        ("cells", int, 8, "cells along the image's longer side, hidden one by one"),
+        ("mask_ratio", float, 0.6, "share of patches that the masked image hides"),
+        ("mask_patch_size", int, 14, "side of such a patch in pixels of the image"),
+        ("seed", int, 0, "of the mask"),
+        ("max_new_tokens", int, 256, "of a sampled answer"),
+        ("max_tokens", int, 16_384, "of a forward pass: lower it where memory ends"),
+        ("output", Path, Path("look.html"), "the page"),
+    ):
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        add(*spellings, type=kind, default=default, help=f"{what} (default: {default})")
+
+
+def look_command(chosen: argparse.Namespace) -> int:
+    """papo-hub look MODEL IMAGE QUESTION. Returns the exit code."""
+
+    def run() -> None:
+        from torch import OutOfMemoryError
+
+        from papo_hub.evaluation.look import look, open_model
+        from papo_hub.evaluation.look_page import write_look
+        from papo_hub.images import UnusableImage, decode_image
+        from papo_hub.masking import RandomPatchMask
+
+        if chosen.output.is_dir():
+            raise ConfigError(
+                f"--output {chosen.output} is a folder: name a file in it, e.g. {chosen.output}/look.html."
+            )
+        try:
+            image = decode_image(chosen.image)
+        except UnusableImage as error:
+            raise ConfigError(f"IMAGE: {error}") from None
+        try:
+            mask = RandomPatchMask(chosen.mask_patch_size, chosen.mask_ratio)
+        except ValueError as error:
+            raise ConfigError(f"mask: {error}") from None
+        model, processor, suffix, label = open_model(chosen.model)
+        options = {name: getattr(chosen, name) for name in ("cells", "seed", "max_new_tokens", "max_tokens")}
+        options |= {"mask": mask, "prompt_suffix": suffix, "progress": True}
+        try:
+            found = look(model, processor, image, chosen.question, chosen.answer, **options)
+        except OutOfMemoryError as error:
+            raise ConfigError(
+                f"max_tokens: {chosen.max_tokens} at a time are more than memory holds; lower it."
+            ) from error
+        write_look(found, chosen.output, label, chosen.image.name)
+        print(printable(f"{''.join(found.tokens)}\n"))
+        most = int(found.divergence.argmax())
+        print(
+            printable(
+                f"{float(found.divergence.sum()):.3f} nats between the image and the masked image; the token with most is "
+                f"{most + 1} of {len(found.tokens)}, {found.tokens[most]!r}, with {float(found.divergence[most]):.3f}.\n"
+                f"The page, with the regions that matter, is {chosen.output}."
+            )
+        )
+
+    return ended(run)
 
 
 def card_command(chosen: argparse.Namespace) -> int:
