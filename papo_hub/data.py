@@ -246,6 +246,7 @@ def encode(
     processor: ProcessorMixin,
     prompt_suffix: str = PROMPT_SUFFIX,
     max_prompt_length: int | None = None,
+    *,
     mask: ViewMaker | None = None,
     noise: ViewMaker | None = None,
     generator: torch.Generator | None = None,

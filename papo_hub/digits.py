@@ -9,6 +9,7 @@ use different scans.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -37,6 +38,9 @@ class DigitRows:
         scans: use only the first so many scans of the split; None: all.
         hide_hinted: probability with which a tile is blackened where the text carries its digit. The warm-up uses it, so
             that the model learns to read the text as well as the image.
+        shares: of the rows, by visual dependence: "high", "partial" and "low", which add up to 1.
+        wrong_hints: probability with which a hint names another digit than the image shows. The answer stays the image's.
+        wrong_captions: probability with which all hints of a row do, each drawn anew: the text of another image.
 
     A row has `id`, `problem`, `answer` and `images` (one image); `kind` and `dependence` to group results; `reading`, the
     digits that the image shows ("3 4 1"); `solution`, the response that the warm-up imitates.
@@ -45,13 +49,22 @@ class DigitRows:
     column_names = ("id", "problem", "answer", "images", "kind", "dependence", "reading", "solution")
 
     def __init__(
-        self, split: str = "train", size: int = 4096, seed: int = 0, scans: int | None = None, hide_hinted: float = 0.0
+        self,
+        split: str = "train",
+        size: int = 4096,
+        seed: int = 0,
+        scans: int | None = None,
+        hide_hinted: float = 0.0,
+        shares: Mapping[str, float] = DEPENDENCE_SHARES,
+        wrong_hints: float = 0.0,
+        wrong_captions: float = 0.0,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"The digits task has the splits {', '.join(SPLITS)}, not {split!r}.")
         images, labels = _scans()
         self.images, self.labels = images[SPLITS[split]][:scans], labels[SPLITS[split]][:scans]
         self.split, self.size, self.seed, self.hide_hinted = split, size, seed, hide_hinted
+        self.shares, self.wrong_hints, self.wrong_captions = shares, wrong_hints, wrong_captions
 
     def __len__(self) -> int:
         return self.size
@@ -63,7 +76,7 @@ class DigitRows:
         chosen = draw.integers(len(self.labels), size=PLACES)
         digits = [int(self.labels[i]) for i in chosen]
         kind = str(draw.choice(list(KIND_SHARES), p=list(KIND_SHARES.values())))
-        dependence = draw.choice(list(DEPENDENCE_SHARES), p=list(DEPENDENCE_SHARES.values()))
+        dependence = draw.choice(list(self.shares), p=list(self.shares.values()))
         hinted = {"high": 0, "partial": int(draw.integers(1, PLACES)), "low": PLACES}[dependence]
         places = set(draw.permutation(PLACES)[:hinted].tolist())
         answer = str(KINDS[kind](digits))
@@ -72,7 +85,8 @@ class DigitRows:
             for i, scan in enumerate(chosen)
         ]
         image = Image.fromarray(np.concatenate(tiles, axis=1).astype(np.uint8)).convert("RGB")
-        hints = " ".join(str(digits[i]) if i in places else "?" for i in range(PLACES))
+        told = self._told(digits, draw)
+        hints = " ".join(str(told[i]) if i in places else "?" for i in range(PLACES))
         reading = " ".join(map(str, digits))
         tags = {"kind": kind, "dependence": str(dependence), "reading": reading}
         return {
@@ -84,6 +98,14 @@ class DigitRows:
             "tags": tags,  # the solution is none
             "solution": f"<think> {reading}</think> \\boxed{{{answer}}}",
         }
+
+    def _told(self, digits: list[int], draw: np.random.Generator) -> list[int]:
+        """What the text says of each place. Draws only where it may be wrong: the rows of a plain task stay what they are."""
+        if self.wrong_captions and draw.random() < self.wrong_captions:
+            return draw.integers(10, size=PLACES).tolist()
+        if self.wrong_hints:
+            return [(d + int(draw.integers(1, 10))) % 10 if draw.random() < self.wrong_hints else d for d in digits]
+        return digits
 
     def _tile(self, scan: int, draw: np.random.Generator) -> np.ndarray:
         ink = Image.fromarray((self.images[scan] * (255.0 / 16.0)).astype(np.uint8)).resize((TILE, TILE), Image.BICUBIC)

@@ -86,7 +86,7 @@ class HeldOut:
                 sample = check_row(self.task.rows[index], self.task.rows.root, special_tokens(processor))
                 suffix, longest = self.task.suffix(sample.problem), self.protocol.max_prompt_length
                 generator = mask_generator(sample.id)
-                prompts.append(encode(sample, processor, suffix, longest, mask, generator))
+                prompts.append(encode(sample, processor, suffix, longest, mask=mask, generator=generator))
         return prompts
 
     def measure(

@@ -157,6 +157,7 @@ FLOATS = [f.name for f in fields(TrainConfig) if f.type.startswith("float")]
             )
         ),
         ("save_steps", {"save_steps": -1}),
+        ("alignment_steps", {"alignment_steps": -1}),
         ("dataloader_num_workers", {"dataloader_num_workers": -1}),
         ("min_completion_length", {"min_completion_length": -1}),
         ("min_completion_length", {"min_completion_length": 9, "max_completion_length": 8}),
@@ -186,7 +187,7 @@ def test_the_lists_of_keys_above_are_whole():
     assert {"beta", "delta", "gamma_end", "temperature"} < set(FLOATS)
     whole = {f.name for f in fields(TrainConfig) if f.type == "int"}
     elsewhere = {"num_generations", "max_completion_length", "mask_patch_size", "save_steps", "warmup_steps", "seed"}
-    elsewhere |= {"min_completion_length", "dataloader_num_workers"}
+    elsewhere |= {"min_completion_length", "dataloader_num_workers", "alignment_steps"}
     assert set(AT_LEAST_ONE) == whole - elsewhere
 
 
