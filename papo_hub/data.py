@@ -257,7 +257,8 @@ def encode(
     share the results. The views have the same shapes and token ids (see `Prompt`) and differ in `pixel_values` alone.
 
     Raises UnusableRow for control tokens and for a prompt of more than `max_prompt_length` tokens, ValueError for a mask
-    that changes an image's size, and for a processor without a chat template.
+    that changes an image's size, and for a processor without a chat template, RuntimeError where `prompt_length` would
+    be wrong.
     """
     foreseen = _foreseen_length(sample, processor, prompt_suffix)
     check_length(foreseen or 0, max_prompt_length)  # before any picture is processed
@@ -268,7 +269,13 @@ def encode(
         return dict(processor(text=[text], images=list(images), return_tensors="pt", **options))
 
     clean = view(sample.images)
-    check_length(clean["input_ids"].shape[1], max_prompt_length)
+    length = clean["input_ids"].shape[1]
+    check_length(length, max_prompt_length)
+    if foreseen not in (None, length):  # processes that only foresee it would disagree on which prompts are too long
+        raise RuntimeError(
+            f"{length} tokens where {foreseen} were foreseen: `prompt_length` does not know how "
+            f"{type(processor).__name__} counts image tokens"
+        )
 
     def other_view(make: ViewMaker, kind: str) -> tuple[dict[str, torch.Tensor], tuple[Image.Image, ...]]:
         images = tuple(make(image, generator) for image in sample.images)

@@ -174,8 +174,8 @@ def test_another_dataset_or_seed_is_no_resume(tiny_processor):
 
 
 def test_a_wrong_forecast_of_the_length_is_loud(tiny_processor, monkeypatch):
-    monkeypatch.setattr("papo_hub.stream.prompt_length", lambda *args: 1)
-    with pytest.raises(RuntimeError, match="1 tokens foreseen"):
+    monkeypatch.setattr("papo_hub.data._foreseen_length", lambda *args: 1)
+    with pytest.raises(RuntimeError, match="where 1 were foreseen"):
         make_stream(tiny_processor).take(1)
 
 
