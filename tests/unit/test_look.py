@@ -171,6 +171,7 @@ def test_the_models_own_answer_given_back_measures_the_same(warm):
     assert not same.sampled and same.tokens == own.tokens[:-1]
     torch.testing.assert_close(same.cells, own.cells[:-1], rtol=1e-3, atol=1e-4)
     assert own.divergence.max() > 0.1 and own.rounding.max() < 1e-4
+    assert min(own.cells.min(), own.rounding.min()) >= 0  # in float32, rounding would take some below
     cut = look(*warm, row["images"][0], question, max_new_tokens=3)
     assert cut.tokens == own.tokens[:3] and not cut.finished
 
@@ -189,6 +190,7 @@ def test_the_question_is_followed_by_the_suffix(warm):
     [
         ((84, 28), 6, (2, 6), {0: (0, 0, 14, 14), 5: (70, 0, 84, 14), 11: (70, 14, 84, 28)}),
         ((28, 84), 6, (6, 2), {1: (14, 0, 28, 14), 10: (0, 70, 14, 84)}),
+        ((84, 28), 8, (3, 8), {23: (73, 18, 84, 28)}),  # 8 / 3 rows, rounded
         ((10, 10), 3, (3, 3), {0: (0, 0, 3, 3), 4: (3, 3, 6, 6), 8: (6, 6, 10, 10)}),  # 10 / 3, cut to pixels
         ((3, 1), 8, (1, 3), {2: (2, 0, 3, 1)}),  # no cell without a pixel
         ((400, 3), 8, (1, 8), {7: (350, 0, 400, 3)}),
@@ -238,7 +240,10 @@ def test_tokens_are_the_text_and_half_a_character_is_none():
     [
         ({"question": " \n"}, "question: is empty"),
         ({"question": "<image> and <image>?"}, "placeholders do not match images: 2 <image> for 1"),
-        ({"question": "what<|image_pad|>"}, r"control token in the problem: <\|image_pad\|>"),
+        (
+            {"question": "what<|image_pad|>"},
+            r"cannot be put to the model: control token in the problem: <\|image_pad\|>",
+        ),
         ({"answer": ""}, "answer: is empty"),
         ({"answer": "a <|image_pad|> b"}, r"answer: holds <\|image_pad\|>"),
         ({"cells": 0}, "cells: 0 must be at least 1"),
