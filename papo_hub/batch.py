@@ -77,6 +77,7 @@ class Batch:
     masked_logprobs: Tensor | None = None  # (B, T); None where they are made at each update or nothing needs them
     noisy_logprobs: Tensor | None = None  # likewise
     token_weights: Tensor | None = None  # (B, T) of the advantages; None: all 1
+    perception_weights: Tensor | None = None  # (B,) of the perception KL; None: all 1
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -102,6 +103,7 @@ class Batch:
             masked_logprobs=cut(self.masked_logprobs),
             noisy_logprobs=cut(self.noisy_logprobs),
             token_weights=cut(self.token_weights),
+            perception_weights=None if self.perception_weights is None else self.perception_weights[rows],
         )
 
     def micros(

@@ -175,7 +175,16 @@ def _score(
         dependence = terms.perception_kl(frozen["old_logprobs"], frozen["masked_logprobs"])
         weigh = TOKEN_WEIGHTINGS[perception.token_weighting]
         frozen["token_weights"] = weigh(dependence, batch.completion_mask.to(dependence.device), accelerator.gather)
-    return replace(batch, **frozen)
+    weights = perception_weights(batch.advantages, config.num_generations, perception.perception_weighting)
+    return replace(batch, perception_weights=weights, **frozen)
+
+
+def perception_weights(advantages: Tensor, group: int, weighting: str) -> Tensor | None:
+    """(B,) what the perception KL of each completion counts: its advantage, or ("shuffled") that of the same place in the
+    next prompt's group of completions, which tells nothing about it; None: all the same."""
+    if weighting == "none":
+        return None
+    return advantages.clone() if weighting == "advantage" else advantages.roll(group)
 
 
 def sampled_logprobs(batch: Batch) -> Tensor | None:

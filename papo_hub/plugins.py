@@ -144,7 +144,6 @@ class PerceptionPlugin(_Plugin):
             eta_masked=self.eta_masked,
             estimator="k2" if self.estimator == "sampled_k2" else "k3",
             robustness=self.robustness,
-            perception_weighting=self.perception_weighting,
             perception_top_p=self.perception_top_p,
             perception_clip=self.perception_clip,
         )

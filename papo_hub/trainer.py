@@ -409,7 +409,14 @@ def views(policy: torch.nn.Module, micro: Batch, perception: PerceptionPlugin, t
     old = clean.detach() if micro.old_logprobs is None else micro.old_logprobs
     mask = mask.to(clean.device, non_blocking=True)
     return Logprobs(
-        clean, old, micro.advantages, mask, micro.reference_logprobs, token_weights=micro.token_weights, **other
+        clean,
+        old,
+        micro.advantages,
+        mask,
+        micro.reference_logprobs,
+        token_weights=micro.token_weights,
+        perception_weights=micro.perception_weights,
+        **other,
     )
 
 

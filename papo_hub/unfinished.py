@@ -31,6 +31,7 @@ FROZEN = (
     "masked_logprobs",
     "noisy_logprobs",
     "token_weights",
+    "perception_weights",
 )
 
 

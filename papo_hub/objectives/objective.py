@@ -29,7 +29,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Logprobs:
-    """What the terms read of one micro-batch. All (B, T), except advantages (B,)."""
+    """What the terms read of one micro-batch. All (B, T), except advantages and perception_weights (B,)."""
 
     policy: Tensor  # with gradient
     old: Tensor
@@ -39,6 +39,7 @@ class Logprobs:
     masked: Tensor | None = None  # with gradient where they are live, without where frozen
     noisy: Tensor | None = None  # likewise
     token_weights: Tensor | None = None  # of the advantage, a token; None: 1
+    perception_weights: Tensor | None = None  # of the perception KL, a completion; None: 1
     # Over the whole vocabulary, where the estimator is exact; None: estimated from the log-probs above.
     divergence: Tensor | None = None  # of the clean view from the masked one
     entropy: Tensor | None = None
@@ -58,7 +59,6 @@ class Weights:
     delta: float | None = 3.0  # the dual clip
     estimator: str = "k3"  # of the divergence, where it is sampled
     robustness: float = 0.0
-    perception_weighting: str = "none"  # "advantage": the perception KL of a completion counts by its advantage
     perception_top_p: float = 1.0  # share of a completion's tokens whose perception KL counts: the largest
     perception_clip: float | None = None  # nats: what is above it counts as this, without gradient
 
@@ -115,7 +115,7 @@ def _perception_kl(x: Logprobs, w: Weights) -> Tensor:
         values = values * top_tokens(values.detach(), x.completion_mask, w.perception_top_p)
     if w.perception_clip is not None:
         values = values.clamp(max=w.perception_clip)
-    return values * x.advantages[:, None] if w.perception_weighting == "advantage" else values
+    return values if x.perception_weights is None else values * x.perception_weights[:, None]
 
 
 def _robustness_kl(x: Logprobs, w: Weights) -> Tensor:

@@ -52,6 +52,7 @@ VARIANTS = {
     "exact": {"estimator": "exact", "eta_clean": 0.1},
     "exact, live": {"estimator": "exact", "divergence": "js", "masked_logprobs": "live", "eta_masked": 0.1},
     "advantage": {"perception_weighting": "advantage", "perception_top_p": 0.4, "perception_clip": 2.0},
+    "shuffled": {"perception_weighting": "shuffled", "estimator": "exact", "divergence": "js"},
     "vppo": {"objective": "grpo", "gamma": 0.0, "token_weighting": "vppo"},
     "pgpo": {"objective": "grpo", "gamma": 0.0, "token_weighting": "pgpo"},
     "dvrp": {"objective": "dvrp", "beta": 0.0, "robustness": 0.2, "masked_logprobs": "live"},

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from papo_hub.experience import perception_weights
 from papo_hub.objectives import group_advantages
 
 
@@ -71,3 +72,10 @@ def test_agrees_with_the_definition(size, rewards):
     rewards = rewards[: len(rewards) // size * size]
     advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), size)
     torch.testing.assert_close(advantages, torch.tensor(slow(rewards, size), dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_weights_of_the_perception_kl():
+    advantages = torch.tensor([1.0, -1.0, 2.0, -2.0, 0.0, 0.0])  # three groups of two
+    assert perception_weights(advantages, 2, "none") is None
+    assert perception_weights(advantages, 2, "advantage").tolist() == advantages.tolist()
+    assert perception_weights(advantages, 2, "shuffled").tolist() == [0.0, 0.0, 1.0, -1.0, 2.0, -2.0]

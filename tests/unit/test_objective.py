@@ -549,7 +549,8 @@ def test_what_is_above_the_clip_counts_as_the_clip():
 
 def test_dependence_is_rewarded_on_better_completions_and_punished_on_worse():
     x = one([[-1.0, -1.0], [-1.0, -1.0]], [[-2.0, -1.0], [-3.0, -1.0]], [0.5, -2.0])
-    loss, sums = perception_loss(x, perception_weighting="advantage")
+    x = replace(x, perception_weights=x.advantages)
+    loss, sums = perception_loss(x)
     assert loss.item() == pytest.approx(-(0.5 * K3[0] - 2.0 * K3[1]) / 4, abs=1e-9)
     assert sums["perception_kl"].item() == pytest.approx(K3[0] + K3[1], abs=1e-9)  # the divergence itself
     loss.backward()
