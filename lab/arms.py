@@ -74,3 +74,15 @@ TOP_P = STRONG.but("top_p", "top 20 %, clipped, γ 0.1", **TOP)
 VPPO = Arm("vppo", "VPPO", "vppo", SHORT)
 PGPO = Arm("pgpo", "PGPO", "pgpo", SHORT)
 DVRP = Arm("dvrp", "DVRP, γ and λ 0.1", "dvrp", MEASURED | {"gamma": 0.1, "robustness": 0.1})
+
+# The settling experiment: the same at two learning rates, with two controls.
+SHUFFLED = PAPO_G.but("shuffled", "shuffled A · JS, γ 0.3", gamma=0.3, **JS | {"perception_weighting": "shuffled"})
+STRONG_REFERENCE = GRPO.but("beta_0.05", "GRPO, β 0.05", beta=0.05)
+LEARNING_RATES = (5e-4, 2e-4)
+
+
+def at(arm: Arm, learning_rate: float) -> Arm:
+    """The arm at another learning rate than the recipe's."""
+    if learning_rate == 5e-4:
+        return arm
+    return arm.but(f"lr_{learning_rate:g}", f"{arm.label}, lr {learning_rate:g}", learning_rate=learning_rate)
