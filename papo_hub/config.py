@@ -136,7 +136,8 @@ class TrainConfig:
     )
     divergence: Literal["kl", "js"] = key("kl", "of the two views; js (Jensen-Shannon, at most ln 2): estimator exact")
     perception_weighting: Literal["none", "advantage", "shuffled"] = key(
-        "none", "advantage: a completion's perception KL counts by its advantage | shuffled, a control: by another prompt's"
+        "none",
+        "advantage: a completion's perception KL counts by its advantage | shuffled, a control: by another prompt's",
     )
     perception_top_p: float = key(1.0, "share of a completion's tokens whose perception KL counts: the largest")
     perception_clip: float | None = key(None, "nats that a token's perception KL counts at most; null: no limit")

@@ -7,7 +7,6 @@ body, and reaches the front matter only as a well-formed repository id, as words
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,23 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from papo_hub.card.benchmarks import benchmark_results, benchmark_table, benchmark_text, model_index
 from papo_hub.card.check import NO_BASE
+from papo_hub.card.equation import equation
 from papo_hub.card.escape import listed, plain, text, words
 from papo_hub.card.files import hub_ids, mapping, optional, recipe
 from papo_hub.card.results import evaluation_rows, is_number, percent, samples
 from papo_hub.config import is_repository_id
 from papo_hub.figures import metric_columns
-from papo_hub.objectives import OBJECTIVES, Objective, Weights, with_reduction
 from papo_hub.redaction import names_a_secret
 from papo_hub.resources import resource
 
-NAMES = {"grpo": "GRPO", "dapo": "DAPO", "papo_g": "PAPO-G", "papo_d": "PAPO-D"}
-ALGORITHM_TAGS = {"grpo": ("grpo",), "dapo": ("dapo",), "papo_g": ("papo", "grpo"), "papo_d": ("papo", "dapo")}
+NAMES = {"grpo": "GRPO", "dapo": "DAPO", "papo_g": "PAPO-G", "papo_d": "PAPO-D", "dvrp": "DVRP"}
+ALGORITHM_TAGS = {
+    "grpo": ("grpo",),
+    "dapo": ("dapo",),
+    "papo_g": ("papo", "grpo"),
+    "papo_d": ("papo", "dapo"),
+    "dvrp": ("dvrp", "papo", "dapo"),
+}
 PAPER_URL = "https://arxiv.org/abs/2507.06448"
 PAPER = f"[Perception-Aware Policy Optimization for Multimodal Reasoning]({PAPER_URL})"
 NO_VALUE = "–"
@@ -40,13 +45,6 @@ BASE_LICENSES = {
     },
     "Qwen/Qwen2.5-VL-7B-Instruct": {"license": "apache-2.0"},
     "Qwen/Qwen3-VL-2B-Thinking": {"license": "apache-2.0"},
-}
-
-SYMBOLS = {  # LaTeX without backslash-punctuation, which some Markdown renderers eat
-    "reference_kl": r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{ref}}]",
-    "perception_kl": r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{mask}}]",
-    "entropy": r"\mathrm{H}[\pi]",
-    "masked_entropy": r"\mathrm{H}[\pi_{\mathrm{mask}}]",
 }
 
 PICTURES = {
@@ -123,7 +121,7 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
         files=_existing(folder, FILES),
         recipe=_rows(config),
         provenance=_provenance_rows(provenance),
-        **_objective(config),
+        **equation(config),
     )
     path = folder / "README.md"
     path.write_text(f"{card}\n", encoding="utf-8")
@@ -180,7 +178,7 @@ def render_spec(spec: Path) -> ModelCard:
         results=table,
         remarks=[text(remark) for remark in content["remarks"]],
         recipe=_rows(config),
-        **_objective(config),
+        **equation(config),
     )
 
 
@@ -251,65 +249,6 @@ def _render(card_data: ModelCardData, **context: Any) -> ModelCard:
 
 def _objective_name(config: dict[str, Any]) -> str:
     return plain(config.get("objective") or "reinforcement learning")
-
-
-def _objective(config: dict[str, Any]) -> dict[str, list[str]]:
-    """The equation (signs turned: the paper maximises) with the numbers of `config`, and what to know about it."""
-    name = _objective_name(config)
-    if name not in OBJECTIVES:
-        return {"terms": [], "notes": []}
-    fields = ("gamma", "eta_clean", "eta_masked", "beta", "epsilon", "epsilon_high", "delta")
-    numbers = {field: _number(config, field) for field in fields if config.get(field) is not None}
-    if "epsilon" in numbers:
-        numbers.setdefault("epsilon_high", numbers["epsilon"])
-    weights = Weights(**{**numbers, "delta": numbers.get("delta")})
-    algorithm = OBJECTIVES[name]
-    if config.get("reduction") in ("token", "sequence"):
-        algorithm = with_reduction(algorithm, config["reduction"])
-    objective = Objective(algorithm, weights)
-
-    low, high = 1 - weights.epsilon, 1 + weights.epsilon_high
-    terms = [rf"\min[ r A, \mathrm{{clip}}(r, {low:g}, {high:g}) A ]"]
-    for term in objective.active:
-        if term.name != "surrogate":
-            scale = -term.scale(weights)
-            terms.append(f"{'-' if scale < 0 else '+'} {abs(scale):g} {SYMBOLS[term.name]}")
-
-    each = (
-        "all tokens of an update"
-        if algorithm[0].reduction == "token"
-        else "a completion's tokens, then over completions"
-    )
-    notes = [f"Means are taken over {each}."]
-    if weights.delta is not None:
-        notes.append(f"Where *A* < 0, the first term is bounded below by {weights.delta:g} *A*.".replace("<", "&lt;"))
-    if objective.needs_masked:
-        ratio, patch = config.get("mask_ratio"), config.get("mask_patch_size")
-        cells = (
-            f", cells of {text(patch)}×{text(patch)} pixels with probability {text(ratio)}" if ratio and patch else ""
-        )
-        notes.append(f"*π* with index mask is the same policy seeing the image partly blackened{cells}.")
-    if objective.needs("perception_kl") and config.get("gamma_end") is not None:
-        share = (
-            100 * _number(config, "gamma_annealing_ratio") if config.get("gamma_annealing_ratio") is not None else 100
-        )
-        notes.append(
-            f"The perception weight runs linearly from {weights.gamma:g} to {_number(config, 'gamma_end'):g} over the "
-            f"first {share:g}% of the steps, and scales the entropy weights along."
-        )
-    if objective.needs("masked_entropy") and config.get("masked_logprobs") == "frozen":
-        notes.append("The masked view is computed without gradient here, so its entropy term changes nothing.")
-    return {"terms": terms, "notes": notes}
-
-
-def _number(config: dict[str, Any], key: str) -> float:
-    try:
-        number = float(config[key])
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{key} must be a number, got {plain(config[key])!r}")
-    return number
 
 
 def _data_text(config: dict[str, Any]) -> str:

@@ -15,9 +15,12 @@ from markdown_it import MarkdownIt
 from papo_hub import resources
 from papo_hub.card import check_card, plain, render_spec, write_card
 from papo_hub.card.check import NO_BASE
+from papo_hub.card.equation import SYMBOLS
 from papo_hub.card.escape import words
 from papo_hub.card.files import hub_ids
+from papo_hub.card.model import ALGORITHM_TAGS, NAMES
 from papo_hub.config import TrainConfig, build
+from papo_hub.objectives import OBJECTIVES
 from papo_hub.resources import resource
 
 RECIPE = {
@@ -162,6 +165,11 @@ def test_equation_has_this_runs_numbers(tmp_path):
     assert equation(objective="grpo") == clip + reference
     assert equation(objective="papo_d", eta_clean=0, eta_masked=None) == clip + perception
     assert equation(objective="dapo", epsilon_high=None) == clip.replace("1.28", "1.2")
+    noise = r" - 0.3 \mathrm{KL}[\pi \Vert \pi_{\mathrm{noise}}]"
+    assert equation(objective="dvrp", robustness=0.3) == clip + perception + entropies + noise
+    bounded = r" + 0.01 A \mathrm{JS}[\pi, \pi_{\mathrm{mask}}]"
+    shaped = {"estimator": "exact", "divergence": "js", "perception_weighting": "advantage"}
+    assert equation(objective="papo_d", eta_clean=0, eta_masked=0, **shaped) == clip + bounded
 
 
 def test_notes_follow_the_recipe(tmp_path):
@@ -174,6 +182,32 @@ def test_notes_follow_the_recipe(tmp_path):
     ).read_text()
     assert "linearly" not in text and "changes nothing" not in text and "bounded below" not in text
     assert "all tokens of an update" in text
+    assert "vocabulary" not in text and "counts" not in text and "noise" not in text and "upper bound" not in text
+
+
+@pytest.mark.parametrize(
+    "changes, note",
+    [
+        ({"estimator": "exact"}, "sums over the vocabulary"),
+        ({"perception_weighting": "shuffled"}, "advantage of another prompt's completion"),
+        ({"perception_top_p": 0.2}, "the share 0.2 with the largest divergence counts"),
+        ({"perception_clip": 2.0}, "counts 2 nats at most"),
+        ({"objective": "dvrp", "robustness": 0.1, "noise_level": 0.25}, "with noise: 0.25 of its variance"),
+        ({"objective": "dapo", "token_weighting": "vppo"}, "how much it depends on the image, as in VPPO"),
+        ({"objective": "dapo", "token_weighting": "pgpo"}, "as in PGPO"),
+        ({"mask_strategy": "semantic", "mask_encoder": "me/dino"}, "those that me/dino attends to most"),
+        ({"gamma_control": "adaptive"}, "lowered at early signs"),
+    ],
+)
+def test_what_shapes_the_perception_term_is_said(tmp_path, changes, note):
+    plain_run = make_run(tmp_path / "plain", mask_ratio=0.6, mask_patch_size=14)
+    assert note not in write_card(plain_run).read_text()
+    assert note in write_card(make_run(tmp_path / "run", mask_ratio=0.6, mask_patch_size=14, **changes)).read_text()
+
+
+def test_every_objective_has_its_names():
+    assert set(NAMES) == set(ALGORITHM_TAGS) == set(OBJECTIVES)
+    assert set(SYMBOLS) == {term.name for terms in OBJECTIVES.values() for term in terms} - {"surrogate"}
 
 
 PLAIN_LOADING = """\
