@@ -116,7 +116,7 @@ class TrainConfig:
     shuffle_buffer_size: int = key(1000, "rows among which a streamed dataset is shuffled")
 
     # objective
-    objective: Literal["grpo", "dapo", "papo_g", "papo_d", "dvrp"] = key("papo_g", "the algorithm")
+    objective: Literal[tuple(OBJECTIVES)] = key("papo_g", "the algorithm")
     gamma: float = key(0.0, "γ: weight of the perception KL")
     gamma_end: float | None = key(None, "γ at the end of its annealing; null: γ is fixed")
     gamma_annealing_ratio: float = key(0.5, "share of the run over which γ goes linearly to gamma_end")
@@ -322,20 +322,28 @@ def check(config: TrainConfig) -> None:
         config.hub_model_id is not None and not is_repository_id(config.hub_model_id),
         f"hub_model_id: {config.hub_model_id!r} must be OWNER/NAME in letters, digits, '-', '_' and '.'.",
     )
+    for name in dict.fromkeys(term.weight for terms in OBJECTIVES.values() for term in terms if term.weight):
+        value = getattr(config, name)
+        refuse(value > 0 and name not in _weights(config.objective), _no_such_term(config.objective, name, value))
+    useless = [term for term in config.algorithm if term.live and getattr(config, term.weight) > 0]
     refuse(
-        config.robustness > 0 and config.objective != "dvrp",
-        f"robustness: {config.robustness}, but {config.objective} has no such term; write objective: dvrp.",
+        bool(useless) and config.masked_logprobs == "frozen",
+        f"masked_logprobs: frozen leaves {config.objective} without a gradient of its own; write masked_logprobs: live.",
     )
-    perception = config.gamma > 0 or config.eta_clean > 0 or config.eta_masked > 0
-    refuse(
-        perception and config.objective in ("grpo", "dapo"),
-        f"objective: {config.objective} has no perception or entropy terms, but gamma, eta_clean or eta_masked is "
-        f"above 0; write objective: {'papo_d' if config.objective == 'dapo' else 'papo_g'}, or set them to 0.",
-    )
-    refuse(
-        config.beta > 0 and config.dynamic_sampling,
-        f"beta: {config.beta}, but {config.objective} has no reference KL (PAPO-D drops it); write beta: 0.",
-    )
+
+
+def _weights(objective: str) -> set[str]:
+    """The keys that weigh its terms."""
+    return {term.weight for term in OBJECTIVES[objective] if term.weight}
+
+
+def _no_such_term(objective: str, name: str, value: float) -> str:
+    """What to write instead: the nearest objective that has this one's terms and a term with that weight, if there is one."""
+    ours = set(OBJECTIVES[objective])
+    wider = [other for other, terms in OBJECTIVES.items() if ours <= set(terms) and name in _weights(other)]
+    wider.sort(key=lambda other: len(OBJECTIVES[other]))
+    instead = f"objective: {wider[0]}, or {name}: 0" if wider else f"{name}: 0"
+    return f"{name}: {value}, but {objective} has no term of that weight; write {instead}."
 
 
 def check_ranges(config: Any, non_negative: tuple[str, ...] = (), shares: tuple[str, ...] = ()) -> None:

@@ -6,16 +6,9 @@ import math
 from typing import Any
 
 from papo_hub.card.escape import plain, text
-from papo_hub.objectives import OBJECTIVES, Objective, Weights, with_reduction
+from papo_hub.objectives import OBJECTIVES, Objective, Term, Weights, with_reduction
 from papo_hub.objectives.shaping import TOKEN_WEIGHTINGS
 
-SYMBOLS = {  # LaTeX without backslash-punctuation, which some Markdown renderers eat
-    "reference_kl": r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{ref}}]",
-    "perception_kl": r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{mask}}]",
-    "entropy": r"\mathrm{H}[\pi]",
-    "masked_entropy": r"\mathrm{H}[\pi_{\mathrm{mask}}]",
-    "robustness_kl": r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{noise}}]",
-}
 JENSEN_SHANNON = r"\mathrm{JS}[\pi, \pi_{\mathrm{mask}}]"
 
 
@@ -39,7 +32,7 @@ def equation(config: dict[str, Any]) -> dict[str, list[str]]:
     for term in objective.active:
         if term.name != "surrogate":
             scale = -term.scale(weights)
-            terms.append(f"{'-' if scale < 0 else '+'} {abs(scale):g} {_symbol(term.name, config)}")
+            terms.append(f"{'-' if scale < 0 else '+'} {abs(scale):g} {_symbol(term, config)}")
 
     each = (
         "all tokens of an update"
@@ -70,10 +63,10 @@ def _word(config: dict[str, Any], key: str) -> str:
     return plain(config.get(key) or "")
 
 
-def _symbol(term: str, config: dict[str, Any]) -> str:
-    if term != "perception_kl":
-        return SYMBOLS[term]
-    divergence = JENSEN_SHANNON if _word(config, "divergence") == "js" else SYMBOLS[term]
+def _symbol(term: Term, config: dict[str, Any]) -> str:
+    if term.name != "perception_kl":
+        return term.symbol
+    divergence = JENSEN_SHANNON if _word(config, "divergence") == "js" else term.symbol
     return {"advantage": "A ", "shuffled": "A' "}.get(_word(config, "perception_weighting"), "") + divergence
 
 

@@ -21,17 +21,11 @@ from papo_hub.card.files import hub_ids, mapping, optional, recipe
 from papo_hub.card.results import evaluation_rows, is_number, percent, samples
 from papo_hub.config import is_repository_id
 from papo_hub.figures import metric_columns
+from papo_hub.objectives import OBJECTIVES
 from papo_hub.redaction import names_a_secret
 from papo_hub.resources import resource
 
-NAMES = {"grpo": "GRPO", "dapo": "DAPO", "papo_g": "PAPO-G", "papo_d": "PAPO-D", "dvrp": "DVRP"}
-ALGORITHM_TAGS = {
-    "grpo": ("grpo",),
-    "dapo": ("dapo",),
-    "papo_g": ("papo", "grpo"),
-    "papo_d": ("papo", "dapo"),
-    "dvrp": ("dvrp", "papo", "dapo"),
-}
+PAPO_TAGS = {"papo_g": ("papo", "grpo"), "papo_d": ("papo", "dapo")}
 PAPER_URL = "https://arxiv.org/abs/2507.06448"
 PAPER = f"[Perception-Aware Policy Optimization for Multimodal Reasoning]({PAPER_URL})"
 NO_VALUE = "–"
@@ -99,7 +93,7 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
 
     length = f" for {text(steps)} steps" if steps else ""
     summary = (
-        f"This is {text(base or 'a vision-language model')} trained with {text(NAMES.get(objective, objective))}{length} "
+        f"This is {text(base or 'a vision-language model')} trained with {text(method_name(objective) or objective)}{length} "
         f"by papo_hub, a training suite around the method of {PAPER}. It is a run of our own, not a release of that "
         "paper's authors, and its numbers are not the paper's."
     )
@@ -168,7 +162,7 @@ def render_spec(spec: Path) -> ModelCard:
     return _render(
         _card_data([base], content["datasets"], config["objective"], content["model_id"], entries),
         title=text(content["model_id"]),
-        summary=f"This is {text(base)} trained with {text(NAMES[config['objective']])} and released by the authors of "
+        summary=f"This is {text(base)} trained with {text(method_name(config['objective']))} and released by the authors of "
         f"{PAPER}. This card restates the paper and the authors' code; papo_hub did not train the model.",
         base=_base_text(base, [base], None),
         load=_loading(content["model_id"], None, ""),
@@ -196,7 +190,7 @@ def _card_data(
         base_model_relation="finetune" if base else None,
         datasets=data or None,
         tags=[
-            *ALGORITHM_TAGS.get(objective, ()),
+            *(PAPO_TAGS.get(objective, (objective,)) if objective in OBJECTIVES else ()),
             "vision-language",
             "reinforcement-learning",
             "multimodal-reasoning",
@@ -245,6 +239,11 @@ def _existing(folder: Path, files: dict[str, str]) -> list[dict[str, str]]:
 
 def _render(card_data: ModelCardData, **context: Any) -> ModelCard:
     return ModelCard.from_template(card_data, template_path=resource("model_cards/model_card.md.jinja"), **context)
+
+
+def method_name(objective: Any) -> str | None:
+    """As papers write it: papo_g is PAPO-G. None for what is no objective."""
+    return objective.upper().replace("_", "-") if isinstance(objective, str) and objective in OBJECTIVES else None
 
 
 def _objective_name(config: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
-from papo_hub.card import NAMES, check_card, write_card, write_eval_results
+from papo_hub.card import check_card, method_name, write_card, write_eval_results
 from papo_hub.card.files import recipe
 from papo_hub.hub.client import Client, HubError
 from papo_hub.hub.folder import listing
@@ -127,7 +127,7 @@ def listed(folder: Path) -> str:
 def describe(run: Path) -> str:
     """A commit message: the variant and how long it was trained."""
     config = recipe(run)
-    name = NAMES.get(config.get("objective"), "papo_hub")
+    name = method_name(config.get("objective")) or "papo_hub"
     gamma = f", gamma {config['gamma']:g}" if config.get("gamma") else ""
     metrics = run / "metrics.jsonl"
     steps = sum(1 for _ in metrics.open(encoding="utf-8")) if metrics.is_file() else 0

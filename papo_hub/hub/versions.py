@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from papo_hub.card import NAMES, headline
+from papo_hub.card import headline, method_name
 from papo_hub.hub.client import Client
 from papo_hub.hub.publish import Repository
 
@@ -91,7 +91,7 @@ def _record(repository: Repository, commit: str) -> dict[str, Any]:
     revision = recipe.get("dataset_revision") or str(origin.get("dataset_commit") or "")[:10]
     objective = recipe.get("objective")
     return {
-        "variant": NAMES.get(objective, objective),
+        "variant": method_name(objective) or objective,
         "gamma": recipe.get("gamma"),
         "base": recipe.get("model_name_or_path"),
         "dataset": f"{dataset}@{revision}" if dataset and revision else dataset,

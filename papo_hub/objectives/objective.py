@@ -76,8 +76,10 @@ class Term:
         name: under which it is logged.
         values: (Logprobs, Weights) → (B, T).
         reduction: "token" or "sequence".
-        weight: the field of `Weights` that scales it; None: 1.
+        weight: the field of `Weights` that scales it, and the recipe's key; None: 1.
         sign: -1 for what is rewarded.
+        symbol: what the values are, in LaTeX, for model cards; "" for the surrogate.
+        live: whether nothing comes of it where the log-probs of the other views are frozen.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Term:
     reduction: str
     weight: str | None = None
     sign: int = 1
+    symbol: str = ""
+    live: bool = False
 
     def scale(self, weights: Weights) -> float:
         return self.sign * (1.0 if self.weight is None else getattr(weights, self.weight))
@@ -130,22 +134,29 @@ def _masked_entropy(x: Logprobs, w: Weights) -> Tensor:
     return terms.entropy(x.masked) if x.masked_entropy is None else x.masked_entropy
 
 
+# LaTeX without backslash-punctuation, which some Markdown renderers eat.
+KL_REFERENCE = r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{ref}}]"
+KL_PERCEPTION = r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{mask}}]"
+KL_NOISE = r"\mathrm{KL}[\pi \Vert \pi_{\mathrm{noise}}]"
+ENTROPY, MASKED_ENTROPY = r"\mathrm{H}[\pi]", r"\mathrm{H}[\pi_{\mathrm{mask}}]"
+
+
 def _perception(reduction: str) -> tuple[Term, ...]:
     return (
-        Term("perception_kl", _perception_kl, reduction, "gamma", sign=-1),
-        Term("entropy", _entropy, reduction, "eta_clean"),
-        Term("masked_entropy", _masked_entropy, reduction, "eta_masked"),
+        Term("perception_kl", _perception_kl, reduction, "gamma", -1, KL_PERCEPTION),
+        Term("entropy", _entropy, reduction, "eta_clean", symbol=ENTROPY),
+        Term("masked_entropy", _masked_entropy, reduction, "eta_masked", symbol=MASKED_ENTROPY),
     )
 
 
 GRPO = (
     Term("surrogate", _surrogate, "sequence"),
-    Term("reference_kl", _reference_kl, "sequence", "beta"),
+    Term("reference_kl", _reference_kl, "sequence", "beta", symbol=KL_REFERENCE),
 )
 DAPO = (Term("surrogate", _surrogate, "token"),)
 PAPO_G = GRPO + _perception("sequence")
 PAPO_D = DAPO + _perception("token")
-DVRP = PAPO_D + (Term("robustness_kl", _robustness_kl, "token", "robustness"),)
+DVRP = PAPO_D + (Term("robustness_kl", _robustness_kl, "token", "robustness", symbol=KL_NOISE),)
 
 OBJECTIVES: dict[str, tuple[Term, ...]] = {
     "grpo": GRPO,

@@ -15,10 +15,9 @@ from markdown_it import MarkdownIt
 from papo_hub import resources
 from papo_hub.card import check_card, plain, render_spec, write_card
 from papo_hub.card.check import NO_BASE
-from papo_hub.card.equation import SYMBOLS
 from papo_hub.card.escape import words
 from papo_hub.card.files import hub_ids
-from papo_hub.card.model import ALGORITHM_TAGS, NAMES
+from papo_hub.card.model import method_name
 from papo_hub.config import TrainConfig, build
 from papo_hub.objectives import OBJECTIVES
 from papo_hub.resources import resource
@@ -205,9 +204,15 @@ def test_what_shapes_the_perception_term_is_said(tmp_path, changes, note):
     assert note in write_card(make_run(tmp_path / "run", mask_ratio=0.6, mask_patch_size=14, **changes)).read_text()
 
 
-def test_every_objective_has_its_names():
-    assert set(NAMES) == set(ALGORITHM_TAGS) == set(OBJECTIVES)
-    assert set(SYMBOLS) == {term.name for terms in OBJECTIVES.values() for term in terms} - {"surrogate"}
+def test_every_objective_has_its_name_and_its_terms_have_symbols():
+    assert [method_name(name) for name in ("grpo", "papo_g", "dvrp", "my_own", [])] == [
+        "GRPO",
+        "PAPO-G",
+        "DVRP",
+        None,
+        None,
+    ]
+    assert all(bool(term.symbol) != (term.name == "surrogate") for terms in OBJECTIVES.values() for term in terms)
 
 
 PLAIN_LOADING = """\

@@ -195,6 +195,8 @@ def test_refusals_say_what_to_write():
     assert "write objective: papo_d" in refusal(objective="dapo", gamma=0.01)
     assert "write objective: papo_g" in refusal(objective="grpo", gamma=0.01)
     assert "write beta: 0" in refusal(objective="papo_d", beta=0.01)
+    assert "write objective: dvrp" in refusal(objective="papo_d", robustness=0.1)
+    assert "papo_g has no term of that weight; write robustness: 0." in refusal(objective="papo_g", robustness=0.1)
 
 
 def test_edges_that_are_allowed():
