@@ -144,8 +144,8 @@ class TrainConfig:
     token_weighting: Literal["none", "vppo", "pgpo"] = key(
         "none", "weight of each token in the policy loss, by how much it depends on the image"
     )
-    robustness: float = key(0.0, "λ: weight of the KL between the image and the image with noise (dvrp)")
-    noise_level: float = key(0.1, "dvrp: share of the noisy image's variance that is noise, as in diffusion")
+    robustness: float = key(0.0, "λ: weight of the term that reads the image with noise (dvrp, grpo_v)")
+    noise_level: float = key(0.1, "dvrp, grpo_v: share of the noisy image's variance that is noise, as in diffusion")
     masked_logprobs: Literal["frozen", "live"] = key(
         "frozen", "masked view: once a rollout, or with gradient an update"
     )

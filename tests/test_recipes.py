@@ -37,6 +37,7 @@ DIFFERENCES = {
     ("tiny/dvrp.yaml", "tiny/papo_d.yaml"): {
         "objective", "output_dir", "eta_clean", "eta_masked", "robustness",
     },
+    ("tiny/grpo_v.yaml", "tiny/grpo.yaml"): {"objective", "output_dir", "robustness", "noise_level", "masked_logprobs"},
 }  # fmt: skip
 
 # arXiv 2507.06448 v5, section 4 and appendix, and the official example script: PAPO-G on the 3B model (PAPO-H).

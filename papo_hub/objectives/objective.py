@@ -126,6 +126,10 @@ def _robustness_kl(x: Logprobs, w: Weights) -> Tensor:
     return terms.robustness_kl(x.policy, x.noisy)
 
 
+def _verified_likelihood(x: Logprobs, w: Weights) -> Tensor:
+    return terms.verified_likelihood(x.noisy, x.advantages)
+
+
 def _entropy(x: Logprobs, w: Weights) -> Tensor:
     return terms.entropy(x.policy) if x.entropy is None else x.entropy
 
@@ -157,6 +161,8 @@ DAPO = (Term("surrogate", _surrogate, "token"),)
 PAPO_G = GRPO + _perception("sequence")
 PAPO_D = DAPO + _perception("token")
 DVRP = PAPO_D + (Term("robustness_kl", _robustness_kl, "token", "robustness", symbol=KL_NOISE),)
+VERIFIED = r"\max(A, 0) \log \pi_{\mathrm{noise}}"
+GRPO_V = GRPO + (Term("verified_likelihood", _verified_likelihood, "sequence", "robustness", -1, VERIFIED, live=True),)
 
 OBJECTIVES: dict[str, tuple[Term, ...]] = {
     "grpo": GRPO,
@@ -164,6 +170,7 @@ OBJECTIVES: dict[str, tuple[Term, ...]] = {
     "papo_g": PAPO_G,
     "papo_d": PAPO_D,
     "dvrp": DVRP,
+    "grpo_v": GRPO_V,
 }
 
 
@@ -207,7 +214,7 @@ class Objective:
 
     @property
     def needs_noisy(self) -> bool:
-        return self.needs("robustness_kl")
+        return any(term.weight == "robustness" for term in self.active)
 
     def __call__(self, logprobs: Logprobs, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (scalar, with gradient) and token sums for the log (name → scalar, without).

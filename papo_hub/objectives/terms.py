@@ -76,6 +76,15 @@ def robustness_kl(logprobs: Tensor, noisy_logprobs: Tensor) -> Tensor:
     return _k3(logprobs, noisy_logprobs)
 
 
+def verified_likelihood(noisy_logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """max(A, 0) · log π_noise: completions better than their group become likelier on the image with noise, too.
+
+    noisy_logprobs (B, T), advantages (B,) → (B, T), at most 0. Subtracted from the loss with weight λ. A reward has verified
+    what is learned on the worse image; nothing is unlearned there, so the term cannot run away. Source: ours.
+    """
+    return _at_least_float32(noisy_logprobs) * advantages.clamp(min=0)[:, None]
+
+
 def entropy(logprobs: Tensor) -> Tensor:
     """Sampled-token estimate of the entropy, in nats: -log π(o_t). (B, T) → (B, T).
 

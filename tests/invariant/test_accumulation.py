@@ -56,6 +56,7 @@ VARIANTS = {
     "vppo": {"objective": "grpo", "gamma": 0.0, "token_weighting": "vppo"},
     "pgpo": {"objective": "grpo", "gamma": 0.0, "token_weighting": "pgpo"},
     "dvrp": {"objective": "dvrp", "beta": 0.0, "robustness": 0.2, "masked_logprobs": "live"},
+    "grpo_v": {"objective": "grpo_v", "gamma": 0.0, "robustness": 0.2, "masked_logprobs": "live"},
 }
 
 

@@ -87,7 +87,11 @@ def test_coercion(key, value, expected):
         ("log_completions", 1, "log_completions: 1 is neither true nor false"),
         ("output_dir", None, "output_dir: expected text, got None"),
         ("output_dir", {"a": 1}, "output_dir: expected text"),
-        ("objective", "papo", "objective: 'papo' is none of grpo, dapo, papo_g, papo_d, dvrp. Did you mean papo_"),
+        (
+            "objective",
+            "papo",
+            "objective: 'papo' is none of grpo, dapo, papo_g, papo_d, dvrp, grpo_v. Did you mean papo_",
+        ),
         ("objective", ["grpo"], "objective: ['grpo'] is none of"),
         ("masked_logprobs", "freezing", "Did you mean frozen?"),
         ("dtype", "zzz", "dtype: 'zzz' is none of float32, bfloat16."),
@@ -196,6 +200,7 @@ def test_refusals_say_what_to_write():
     assert "write objective: papo_g" in refusal(objective="grpo", gamma=0.01)
     assert "write beta: 0" in refusal(objective="papo_d", beta=0.01)
     assert "write objective: dvrp" in refusal(objective="papo_d", robustness=0.1)
+    assert "write masked_logprobs: live" in refusal(objective="grpo_v", robustness=0.1)
     assert "papo_g has no term of that weight; write robustness: 0." in refusal(objective="papo_g", robustness=0.1)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from papo_hub.objectives import (
     DAPO,
     GRPO,
+    GRPO_V,
     OBJECTIVES,
     PAPO_D,
     PAPO_G,
@@ -102,6 +103,7 @@ def test_what_each_algorithm_is_made_of():
     expected = {"grpo": grpo, "dapo": dapo}
     expected |= {"papo_g": grpo + perception("sequence"), "papo_d": dapo + perception("token")}
     expected["dvrp"] = expected["papo_d"] + [("robustness_kl", "robustness", 1, "token")]
+    expected["grpo_v"] = grpo + [("verified_likelihood", "robustness", -1, "sequence")]
     assert table == expected
 
 
@@ -240,6 +242,7 @@ def slow_token(log_pi, log_old, log_ref, log_mask, log_noisy, advantage, w, live
 
     parts["reference_kl"] = (*k3(log_ref)[:2], 0.0)
     parts["robustness_kl"] = (*k3(log_noisy)[:2], 0.0)
+    parts["verified_likelihood"] = (max(advantage, 0.0) * log_noisy, 0.0, 0.0)
     parts["perception_kl"] = perception()
     parts["entropy"] = (-log_pi, -1.0, 0.0)
     parts["masked_entropy"] = (-log_mask, 0.0, -1.0)
@@ -247,6 +250,7 @@ def slow_token(log_pi, log_old, log_ref, log_mask, log_noisy, advantage, w, live
         "surrogate": 1.0,
         "reference_kl": w.beta,
         "robustness_kl": w.robustness,
+        "verified_likelihood": -w.robustness,
         "perception_kl": -w.gamma,
         "entropy": w.eta_clean,
         "masked_entropy": w.eta_masked,
@@ -257,9 +261,10 @@ def slow_token(log_pi, log_old, log_ref, log_mask, log_noisy, advantage, w, live
 
 def slow_objective(name, reduction, w, x, live):
     """PAPO's equations with plain floats: loss and both gradients (nested lists)."""
-    use = {"surrogate"} | ({"reference_kl"} if name in ("grpo", "papo_g") else set())
+    use = {"surrogate"} | ({"reference_kl"} if name in ("grpo", "papo_g", "grpo_v") else set())
     use |= PERCEPTION if name.startswith("papo") or name == "dvrp" else set()
     use |= {"robustness_kl"} if name == "dvrp" else set()
+    use |= {"verified_likelihood"} if name == "grpo_v" else set()
     rows, width = x.policy.shape
     lengths = x.completion_mask.sum(-1).tolist()
     loss, by_policy, by_masked = 0.0, [[0.0] * width for _ in range(rows)], [[0.0] * width for _ in range(rows)]
@@ -557,6 +562,19 @@ def test_dependence_is_rewarded_on_better_completions_and_punished_on_worse():
     by_none = one([[-1.0, -1.0], [-1.0, -1.0]], [[-2.0, -1.0], [-3.0, -1.0]], [0.5, -2.0])
     perception_loss(by_none)[0].backward()
     assert torch.equal(x.policy.grad, by_none.policy.grad * x.advantages[:, None])
+
+
+def test_better_completions_are_also_learned_with_noise():
+    """λ = 0.5. First row: A = 2, two tokens: -0.5 · 2 · (-1 - 3) / 2 = 2, of two completions. The second is worse: nothing."""
+    policy = torch.full((2, 2), -1.0, dtype=torch.float64, requires_grad=True)
+    noisy = torch.tensor([[-1.0, -3.0], [-2.0, -5.0]], dtype=torch.float64, requires_grad=True)
+    advantages, mask = torch.tensor([2.0, -2.0], dtype=torch.float64), torch.ones(2, 2, dtype=torch.bool)
+    x = Logprobs(policy, policy.detach(), advantages, mask, noisy=noisy)
+    plain, _ = Objective(GRPO_V, Weights())(x, counts_of(x))
+    loss, _ = Objective(GRPO_V, Weights(robustness=0.5))(x, counts_of(x))
+    assert (loss - plain).item() == pytest.approx(1.0, abs=1e-12)
+    loss.backward()
+    assert torch.equal(noisy.grad, torch.tensor([[-0.25, -0.25], [0.0, 0.0]], dtype=torch.float64))
 
 
 def test_token_weights_are_weights_of_the_advantage():
