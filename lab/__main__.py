@@ -10,12 +10,36 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lab import baseline, double_entropy, errors, gamma, hacking, later, masks, no_reference, settling, stability
+from lab import (
+    baseline,
+    double_entropy,
+    errors,
+    gamma,
+    hacking,
+    later,
+    masks,
+    no_reference,
+    settling,
+    stability,
+    verified,
+)
 from lab.question import FIGURES, Question, table
 
 QUESTIONS: dict[str, Question] = {
     module.QUESTION.name: module.QUESTION
-    for module in (baseline, hacking, double_entropy, stability, gamma, errors, later, masks, no_reference, settling)
+    for module in (
+        baseline,
+        hacking,
+        double_entropy,
+        stability,
+        gamma,
+        errors,
+        later,
+        masks,
+        no_reference,
+        settling,
+        verified,
+    )
 }
 
 

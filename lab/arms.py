@@ -86,3 +86,8 @@ def at(arm: Arm, learning_rate: float) -> Arm:
     if learning_rate == 5e-4:
         return arm
     return arm.but(f"lr_{learning_rate:g}", f"{arm.label}, lr {learning_rate:g}", learning_rate=learning_rate)
+
+
+# Verified answers on the image with noise, and the control without the noise.
+VERIFIED = Arm("grpo_v", "GRPO-V", "grpo_v", SHORT)  # λ 0.3, noise 0.3
+VERIFIED_CLEAN = VERIFIED.but("clean", "GRPO-V without noise", noise_level=0.0)
