@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow stress lint bench clean
+.PHONY: quickstart test test-slow stress lab lab-quick lint bench clean
 
 quickstart: .venv/installed
 	$(BIN)/papo-hub quickstart
@@ -17,6 +17,13 @@ test-slow: .venv/installed
 # Runs killed at random moments, fifty times, and resumed; STRESS="--kills 200 --seed 1".
 stress: .venv/installed
 	$(BIN)/python -m tests.stress $(STRESS)
+
+# The runs, tables and figures of lab/README.md, resumable; LAB="hacking --jobs 4" for one question, LAB=--draw for no runs.
+lab: .venv/installed
+	$(BIN)/python -m lab $(LAB)
+
+lab-quick: .venv/installed
+	$(BIN)/python -m lab --quick $(LAB)
 
 lint: .venv/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

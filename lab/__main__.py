@@ -1,24 +1,28 @@
-"""Ask the laboratory: make the runs that a question needs, its table, its figure, and the gallery.
+"""Ask the laboratory: the runs that a question needs, its table and figure, and the gallery, lab/README.md.
 
-python -m lab [QUESTION ...] [--runs runs/lab] [--jobs N]     make what is missing; all questions without names
-python -m lab --draw                                          tables and figures from results/ as they are
-python -m lab --quick                                         the robust phenomena alone, in a few minutes
+python -m lab [QUESTION ...] [--runs runs/lab] [--jobs N]     make what is missing; without names, all questions
+python -m lab [QUESTION ...] --draw                           tables and figures from lab/results/ as they are
+python -m lab --quick                                         the robust phenomena alone, in minutes; fails if they do not hold
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from lab import (
     baseline,
+    conditions,
     double_entropy,
     errors,
+    gallery,
     gamma,
     hacking,
     later,
     masks,
     no_reference,
+    quick,
     settling,
     stability,
     verified,
@@ -29,35 +33,56 @@ QUESTIONS: dict[str, Question] = {
     module.QUESTION.name: module.QUESTION
     for module in (
         baseline,
+        gamma,
         hacking,
         double_entropy,
         stability,
-        gamma,
-        errors,
-        later,
         masks,
+        errors,
         no_reference,
+        conditions,
+        later,
         settling,
         verified,
     )
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=", ".join(QUESTIONS))
     parser.add_argument("--runs", type=Path, default=Path("runs/lab"), help="where the runs are kept")
-    parser.add_argument("--jobs", type=int, help="runs at a time; default: one a core")
-    parser.add_argument("--draw", action="store_true", help="make no runs: draw what results/ holds")
-    options = parser.parse_args()
+    parser.add_argument("--jobs", type=int, help="runs at a time, a core each; default: one a core")
+    parser.add_argument("--draw", action="store_true", help="make no runs: draw what lab/results/ holds")
+    parser.add_argument("--quick", action="store_true", help="the robust phenomena alone")
+    options = parser.parse_args(arguments)
     if unknown := set(options.questions) - set(QUESTIONS):
         parser.error(f"no such question: {', '.join(sorted(unknown))}. There are {', '.join(QUESTIONS)}.")
+    runs = options.runs.resolve()
+    if options.quick:
+        return ask_quickly(runs, options.jobs)
     for name in options.questions or QUESTIONS:
         question = QUESTIONS[name]
-        found = question.found() if options.draw else question.make(options.runs.resolve(), options.jobs)
+        found = question.found() if options.draw else question.make(runs, options.jobs)
         question.draw(found, FIGURES / f"{name}.png")
         print(f"{question.text[0]}\n\n{table(question, found)}\n", flush=True)
+    gallery.write(QUESTIONS.values())
+    return 0
+
+
+def ask_quickly(runs: Path, jobs: int | None) -> int:
+    """The exit code: 1 where a robust phenomenon does not hold."""
+    found = quick.QUESTION.make(runs, jobs, results=runs)
+    quick.draw(found, runs / "quick.png")
+    for arm in (quick.GRPO, quick.FROZEN, quick.ADVANTAGE):
+        values = ", ".join(f"{reward:.2f}" for reward in quick.rewards(found, arm))
+        print(f"{arm.label}: reward of the last {quick.LAST} steps {values}")
+    failures = quick.check(found)
+    print("\n".join(failures) or f"All hold. See {runs / 'quick.png'}.")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

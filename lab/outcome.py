@@ -48,8 +48,9 @@ class Estimate(NamedTuple):
 
 
 def measure(run: Path, setup: str, arm: str, seed: int, options: dict[str, Any], seconds: float) -> Outcome:
-    """From a run folder with evaluation/. Raises FileNotFoundError where it was not measured."""
-    before, after = (_shares(run / "evaluation" / when) for when in ("before", "after"))
+    """From a run folder; `before` and `after` are empty where it was not measured."""
+    folders = [run / "evaluation" / when for when in ("before", "after")]
+    before, after = (_shares(folder) if folder.exists() else {} for folder in folders)
     return Outcome(setup, arm, seed, options, round(seconds, 1), before, after)
 
 

@@ -77,13 +77,13 @@ class Question:
         runs = [Run(setup, arm, seed) for seed in range(1, self.seeds + 1) for setup, arm in arms]
         return list({run.folder(Path()): run for run in [*runs, *self.extra]}.values())
 
-    def make(self, runs: Path, jobs: int | None = None) -> Found:
-        """Make the runs that are missing and write results/NAME.jsonl, a line a run. Raises as `sweep`."""
+    def make(self, runs: Path, jobs: int | None = None, results: Path = RESULTS) -> Found:
+        """Make the runs that are missing and write RESULTS/NAME.jsonl, a line a run. Raises as `sweep`."""
         if self.prepare is not None:
             self.prepare(runs)
         sweep(self.runs, runs, jobs)
         found = Found([_with_curves(run, runs, self.curves) for run in self.runs])
-        found.write(RESULTS / f"{self.name}.jsonl")
+        found.write(results / f"{self.name}.jsonl")
         return found
 
     def found(self) -> Found:

@@ -117,7 +117,14 @@ def _warm_up(setup: str, seed: int, runs: Path) -> None:
     folder = runs / setup / "warmup" / str(seed)
     shutil.rmtree(folder, ignore_errors=True)
     rows = SETUPS[setup].write_warmup_rows(folder / "rows.parquet", seed)
-    options = {"output_dir": folder, "dataset_name": rows, "seed": seed, "digit_scans": None, "hide_hinted": 0}
+    options = {
+        "output_dir": folder,
+        "dataset_name": rows,
+        "max_steps": SETUPS[setup].warmup_steps,
+        "seed": seed,
+        "digit_scans": None,
+        "hide_hinted": 0,
+    }
     _start("warmup", "warmup", options, folder)
     rows.unlink()
 

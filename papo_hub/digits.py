@@ -38,6 +38,7 @@ class DigitRows:
         scans: use only the first so many scans of the split; None: all.
         hide_hinted: probability with which a tile is blackened where the text carries its digit. The warm-up uses it, so
             that the model learns to read the text as well as the image.
+        noise: standard deviation of the paper's grey, of 255.
         shares: of the rows, by visual dependence: "high", "partial" and "low", which add up to 1.
         wrong_hints: probability with which a hint names another digit than the image shows. The answer stays the image's.
         wrong_captions: probability with which all hints of a row do, each drawn anew: the text of another image.
@@ -55,6 +56,7 @@ class DigitRows:
         seed: int = 0,
         scans: int | None = None,
         hide_hinted: float = 0.0,
+        noise: float = NOISE,
         shares: Mapping[str, float] = DEPENDENCE_SHARES,
         wrong_hints: float = 0.0,
         wrong_captions: float = 0.0,
@@ -64,6 +66,7 @@ class DigitRows:
         images, labels = _scans()
         self.images, self.labels = images[SPLITS[split]][:scans], labels[SPLITS[split]][:scans]
         self.split, self.size, self.seed, self.hide_hinted = split, size, seed, hide_hinted
+        self.noise = noise
         self.shares, self.wrong_hints, self.wrong_captions = shares, wrong_hints, wrong_captions
 
     def __len__(self) -> int:
@@ -110,7 +113,7 @@ class DigitRows:
     def _tile(self, scan: int, draw: np.random.Generator) -> np.ndarray:
         ink = Image.fromarray((self.images[scan] * (255.0 / 16.0)).astype(np.uint8)).resize((TILE, TILE), Image.BICUBIC)
         paper = 255.0 - np.asarray(ink, dtype=np.float64)
-        return np.clip(paper + draw.normal(0.0, NOISE, paper.shape), 0, 255)
+        return np.clip(paper + draw.normal(0.0, self.noise, paper.shape), 0, 255)
 
 
 @lru_cache(maxsize=1)
