@@ -383,8 +383,8 @@ def check_perception(config: Any) -> None:
             "mask_encoder goes with mask_strategy: semantic, and that with it: name a vision encoder whose attention ranks "
             "the patches, such as facebook/dinov2-base, or write mask_strategy: random."
         )
-    if config.robustness > 0 and config.noise_level == 0:
-        raise ConfigError("noise_level: 0 adds no noise, so the robustness term would be 0.")
+    if config.robustness > 0 and config.noise_level == 0 and config.objective == "dvrp":
+        raise ConfigError("noise_level: 0 adds no noise, so the robustness KL would be 0.")
     if config.robustness > 0 and config.estimator == "exact":
         raise ConfigError("robustness: the KL to the noisy image is estimated from samples; write estimator: sampled.")
 

@@ -254,6 +254,14 @@ def test_links_between_documents_lead_somewhere():
             assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
+def test_the_example_of_an_extension_is_the_code():
+    content = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", content, flags=re.DOTALL)
+    assert len(blocks) >= 5
+    for path, code in blocks:
+        assert code in (ROOT / path).read_text(encoding="utf-8"), f"{path}: {code}"
+
+
 # --- what is said to be tested ----------------------------------------------------------------------------------------
 
 
