@@ -27,15 +27,25 @@ def forest(
     note: str = "Means over seeds with 95 % intervals (Student's t), in points.",
     left: float = 2.6,
 ) -> None:
-    """A panel a quantity, a line a row: mean and interval, with a line at zero where all rows are differences."""
+    """A panel a quantity, a line a row: mean and interval. Where all rows are differences, with a line at zero and one scale
+    for all panels."""
     height = LINE * len(rows)
     figure = drawing.new_figure(height + 1.55)
     drawing.heading(figure, 0.2, 0.15, drawing.wrapped(title, 95))
     width = (drawing.WIDTH - left - 0.25) / len(quantities)
+    differences = all(row.baseline for row in rows)
+    ends = [
+        100 * (end if end is not None else value.mean)
+        for value in (found.estimate(row, quantity) for row in rows for quantity in quantities)
+        for end in (value.low, value.high)
+    ]
     for place, (quantity, heading) in enumerate(quantities.items()):
         axes = drawing.add_axes(figure, left + place * width, 0.85, width - 0.3, height)
         estimates = [found.estimate(row, quantity) for row in rows]
-        intervals(axes, heading, estimates, zero=all(row.baseline for row in rows))
+        intervals(axes, heading, estimates, differences)
+        if differences:
+            room = 0.05 * (max(*ends, 0) - min(*ends, 0))
+            axes.set_xlim(min(*ends, 0) - room, max(*ends, 0) + room)
     for line, row in enumerate(rows):
         text = f"{row.label}  (n {found.estimate(row, next(iter(quantities))).n})"
         drawing.add_text(figure, left - 0.15, 0.85 + LINE * (line + 0.5), text, size=8.5, ha="right", va="center")
