@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from papo_hub.digits import PLACES, TILE, DigitRows
 from papo_hub.randomness import derived_generator
@@ -29,7 +30,7 @@ def train_encoder(folder: Path) -> Path:
     if folder.exists():
         return folder
     rows = [DigitRows(scans=100, size=2048, seed=SEED)[index] for index in range(2048)]
-    processor = BitImageProcessor(do_resize=False, do_center_crop=False)
+    processor = BitImageProcessorPil(do_resize=False, do_center_crop=False)
     pixels = torch.cat([processor(row["images"], return_tensors="pt")["pixel_values"] for row in rows])
     digits = torch.tensor([[int(digit) for digit in row["reading"].split()] for row in rows])  # (N, 3)
     with torch.random.fork_rng(devices=[]):

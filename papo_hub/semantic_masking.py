@@ -93,4 +93,4 @@ def _encoder(name: str) -> tuple[torch.nn.Module, Any, dict[str, bool]]:
         options = {"interpolate_pos_encoding": True}
     else:
         options = {}
-    return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False, use_fast=False), options
+    return model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False, backend="pil"), options
