@@ -323,7 +323,7 @@ def look_command(chosen: argparse.Namespace) -> int:
     def run() -> None:
         from torch import OutOfMemoryError
 
-        from papo_hub.evaluation.look import look, open_model
+        from papo_hub.evaluation.look import check_request, look, open_model
         from papo_hub.evaluation.look_page import write_look
         from papo_hub.images import UnusableImage, decode_image
         from papo_hub.masking import RandomPatchMask
@@ -340,9 +340,10 @@ def look_command(chosen: argparse.Namespace) -> int:
             mask = RandomPatchMask(chosen.mask_patch_size, chosen.mask_ratio)
         except ValueError as error:
             raise ConfigError(f"mask: {error}") from None
+        numbers = {name: getattr(chosen, name) for name in ("cells", "max_new_tokens", "max_tokens")}
+        check_request(chosen.question, chosen.answer, **numbers)
         model, processor, suffix, label = open_model(chosen.model)
-        options = {name: getattr(chosen, name) for name in ("cells", "seed", "max_new_tokens", "max_tokens")}
-        options |= {"mask": mask, "prompt_suffix": suffix, "progress": True}
+        options = numbers | {"mask": mask, "seed": chosen.seed, "prompt_suffix": suffix, "progress": True}
         try:
             found = look(model, processor, image, chosen.question, chosen.answer, **options)
         except OutOfMemoryError as error:

@@ -23,10 +23,9 @@ from papo_hub.batch import Completion, Sample, pad_completions
 from papo_hub.both_views import constant_states, unreadable_head
 from papo_hub.config import ConfigError
 from papo_hub.data import PROMPT_SUFFIX, UnusableRow, check_row, encode, special_tokens
-from papo_hub.evaluation.run import find_model
+from papo_hub.evaluation.run import Request, find_model, load_model
 from papo_hub.head import head_views
 from papo_hub.masking import RandomPatchMask
-from papo_hub.modeling import load_processor, load_vlm
 from papo_hub.preparation import check_sees
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import Sampling, TransformersEngine
@@ -88,9 +87,7 @@ def look(
             the model's hidden states do not give its logits.
         DataError: the processor has no chat template.
     """
-    for name, value in (("cells", cells), ("max_new_tokens", max_new_tokens), ("max_tokens", max_tokens)):
-        if value < 1:
-            raise ConfigError(f"{name}: {value} must be at least 1.")
+    check_request(question, answer, cells=cells, max_new_tokens=max_new_tokens, max_tokens=max_tokens)
     if (reason := unreadable_head(model)) is not None:
         raise ConfigError(f"MODEL: its distributions cannot be compared, since {reason}. Take another model.")
     sample = _sample(question, image, processor)
@@ -153,9 +150,21 @@ def _divergences(
         yield divergence.view(n, -1).clamp(min=0).cpu()  # rounding can take it below
 
 
-def _sample(question: str, image: Image.Image, processor: ProcessorMixin) -> Sample:
+def check_request(question: str, answer: str | None, **numbers: int) -> None:
+    """What can be refused before a model is loaded.
+
+    Raises ConfigError: question or answer are empty, or one of the `numbers` is below 1.
+    """
     if not question.strip():
         raise ConfigError("question: is empty; ask something about the image.")
+    if answer is not None and not answer.strip():
+        raise ConfigError("answer: is empty; write one, or leave it out to see the model's own.")
+    for name, value in numbers.items():
+        if value < 1:
+            raise ConfigError(f"{name}: {value} must be at least 1.")
+
+
+def _sample(question: str, image: Image.Image, processor: ProcessorMixin) -> Sample:
     row = {"problem": question, "answer": "unknown", "images": [image]}  # nothing is graded
     try:
         return check_row(row, forbidden=special_tokens(processor))
@@ -164,9 +173,7 @@ def _sample(question: str, image: Image.Image, processor: ProcessorMixin) -> Sam
 
 
 def _given(answer: str, model: nn.Module, processor: ProcessorMixin) -> Completion:
-    ids = processor.tokenizer(answer, add_special_tokens=False).input_ids if answer.strip() else []
-    if not ids:
-        raise ConfigError("answer: is empty; write one, or leave it out to see the model's own.")
+    ids = processor.tokenizer(answer, add_special_tokens=False).input_ids
     if wrong := sorted(image_token_ids(bare(model).config) & set(ids)):
         names = ", ".join(processor.tokenizer.convert_ids_to_tokens(wrong))
         raise ConfigError(f"answer: holds {names}, which stands for an image that is not there; take it out.")
@@ -214,12 +221,6 @@ def open_model(name: str) -> tuple[nn.Module, ProcessorMixin, str, str]:
     """
     found = find_model(name)
     check_sees(found.place, found.revision, "MODEL")
-    limits = {"shortest_edge": found.recipe.get("min_pixels"), "longest_edge": found.recipe.get("max_pixels")}
-    size = {} if None in limits.values() else {"size": limits}
-    try:
-        processor = load_processor(found.place, padding_side="left", **size)
-        model = load_vlm(found.place, dtype="auto").eval().requires_grad_(False).to(PartialState().device)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"MODEL: {found.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    processor, model = load_model(found, Request(name))
     suffix = found.recipe.get("prompt_suffix", PROMPT_SUFFIX if found.recipe else "")
-    return model, processor, PROMPT_SUFFIX if suffix is None else suffix, found.label
+    return model.to(PartialState().device), processor, PROMPT_SUFFIX if suffix is None else suffix, found.label

@@ -1,7 +1,7 @@
 """What an answer owes to the image, as one HTML file: it opens from disk and asks the network for nothing.
 
-Question, answer and names are hostile until shown otherwise: jinja2 escapes whatever the template prints, `visible` spells
-out characters that could reorder or hide text, and the page's own policy allows its one script by its hash, images that it
+Question, answer and names are hostile until shown otherwise: `template` escapes whatever is printed and spells out
+characters that could reorder or hide text, and the page's own policy allows its one script by its hash, images that it
 holds itself, and nothing else. Without scripts it shows the map of the whole answer.
 """
 
@@ -13,10 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from papo_hub.evaluation.look import Box, Look
-from papo_hub.evaluation.page import IMAGE_BYTES, data_uri, visible
+from papo_hub.evaluation.page import IMAGE_BYTES, data_uri, template
 from papo_hub.files import replace_file
 
 LEAST_FULL = 0.1  # nats that full colour stands for at least: an answer that owes nothing is to look like it
@@ -44,16 +42,7 @@ class Cell(NamedTuple):
 def write_look(look: Look, path: Path, model: str, image_name: str) -> None:
     """Write the page, whole or not at all; its folder is made where it is missing."""
     tokens, cells = _tokens(look), _cells(look)
-    environment = Environment(
-        loader=PackageLoader("papo_hub.evaluation", ""),
-        autoescape=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["sha256"] = _sha256
-    page = environment.get_template("look.html.jinja").render(
+    page = template("look.html.jinja", sha256=_sha256).render(
         look=look,
         model=model,
         image_name=image_name,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from papo_hub.batch import Sample
@@ -60,15 +60,7 @@ def write_page(comparison: Comparison, path: Path, problems: Problems | None = N
     images = sum(len(sample.images[:MOST_IMAGES]) for sample in found.values())
     limit = IMAGE_BYTES // max(images, 1)
 
-    environment = Environment(
-        loader=PackageLoader("papo_hub.evaluation", ""),
-        autoescape=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    page = environment.get_template("compare.html.jinja").render(
+    page = template("compare.html.jinja").render(
         comparison=comparison,
         notes=notes,
         points=points,
@@ -119,6 +111,20 @@ def _samples(rows: Rows, ids: Sequence[str]) -> dict[str, Sample]:
             except UnusableRow:
                 continue  # it was answered, so it was usable then; the page does without
     return found
+
+
+def template(name: str, **filters: Callable[[Any], Any]) -> Template:
+    """A template of this folder that escapes and spells out whatever it prints; `filters` are its own."""
+    environment = Environment(
+        loader=PackageLoader("papo_hub.evaluation", ""),
+        autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
 
 
 def points(share: float) -> str:

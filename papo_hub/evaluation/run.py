@@ -9,10 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from torch import nn
+from transformers import ProcessorMixin
 
 from papo_hub.card import fingerprint, write_benchmark_results, write_entry
 from papo_hub.config import ConfigError
@@ -127,8 +128,8 @@ def evaluate(request: Request, say: Callable[[str], None] = print) -> Path:
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     with accelerator.main_process_first():  # what is downloaded is downloaded once
         rows = {benchmark.name: load(benchmark, request.limit) for benchmark in benchmarks}
-        processor, network = _load(model, request, pixels)
-    network = network.eval().requires_grad_(False).to(accelerator.device)
+        processor, network = load_model(model, request)
+    network = network.to(accelerator.device)
 
     benchmarks = [
         replace(benchmark, prompt_suffix=_suffix(benchmark, request, model.recipe)) for benchmark in benchmarks
@@ -223,17 +224,22 @@ def _suffix(benchmark: Benchmark, request: Request, recipe: dict[str, Any]) -> s
     return trained_with if benchmark.group == "local" and trained_with is not None else benchmark.prompt_suffix
 
 
-def _load(model: Model, request: Request, pixels: list[int] | None) -> tuple[Any, torch.nn.Module]:
-    """(processor, network). Raises ConfigError where files are missing or an option does not fit the model."""
+def load_model(model: Model, request: Request) -> tuple[ProcessorMixin, nn.Module]:
+    """(processor, network) to ask, not to train, on the CPU, with the run's limits of pixels unless others are asked for.
+
+    Raises ConfigError where files are missing or an option does not fit the model.
+    """
+    pixels = _pixel_limits(request, model.recipe)
     size = {} if pixels is None else {"size": dict(zip(("shortest_edge", "longest_edge"), pixels, strict=True))}
     try:
         processor = load_processor(model.place, revision=model.revision, padding_side="left", **size)
-        return processor, load_vlm(
+        network = load_vlm(
             model.place,
             revision=model.revision,
             dtype=request.dtype,
             attn_implementation=request.attn_implementation,
         )
+        return processor, network.eval().requires_grad_(False)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"MODEL: {model.place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 

@@ -498,6 +498,8 @@ def test_the_command_writes_the_page_and_says_the_answer(tiny_model_folder, file
         ({"question": " "}, "question: is empty"),
         ({"--answer": " "}, "answer: is empty"),
         ({"--cells": "0"}, "cells: 0"),
+        ({"--max_new_tokens": "0"}, "max_new_tokens: 0"),
+        ({"--max_tokens": "0"}, "max_tokens: 0"),
         ({"--mask_ratio": "2"}, "mask: ratio is a probability"),
         ({"--mask_patch_size": "0"}, "mask: patch_size"),
         ({"--output": "."}, "--output . is a folder"),
@@ -507,11 +509,14 @@ def test_bad_input_is_one_line_and_exit_code_2(changed, said, tiny_model_folder,
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text("no image", encoding="utf-8")
     asked = {"model": str(tiny_model_folder), "image": file, "question": "sum: ? ? ?"} | changed
+    loaded, original = [], module.open_model
+    monkeypatch.setattr(module, "open_model", lambda name: loaded.append(name) or original(name))
     options = [part for name, value in changed.items() if name.startswith("--") for part in (name, value)]
     assert cli.main(["look", asked["model"], asked["image"], asked["question"], *options]) == 2
     error = capsys.readouterr().err
     assert f"error: {said}" in error and "Traceback" not in error
     assert not Path("look.html").exists()
+    assert loaded == ([asked["model"]] if "model" in changed else [])  # what needs no model is said before it is loaded
 
 
 def test_a_text_model_is_refused(file, tmp_path, capsys):
