@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         return ask_quickly(runs, options.jobs)
     for name in options.questions or QUESTIONS:
         question = QUESTIONS[name]
+        if options.draw and not question.results.exists():
+            print(f"{name}: no results yet; `python -m lab {name}` makes them.\n")
+            continue
         found = question.found() if options.draw else question.make(runs, options.jobs)
         question.draw(found, FIGURES / f"{name}.png")
         print(f"{question.text[0]}\n\n{table(question, found)}\n", flush=True)

@@ -32,12 +32,7 @@ and gives a wrong answer; the digits that the model reads are part of its answer
 
 def render(questions: Iterable[Question]) -> str:
     """The page, with the questions that were asked."""
-    asked = []
-    for question in questions:
-        try:
-            asked.append((question, question.found()))
-        except FileNotFoundError:
-            continue
+    asked = [(question, question.found()) for question in questions if question.results.exists()]
     distinct = {(o.setup, o.arm, o.seed): o.seconds for _, found in asked for o in found.outcomes}
     introduction = INTRODUCTION.format(hours=_time(sum(distinct.values()) / 2), setups=_setups())
     return "\n".join([introduction, *(_section(question, found) for question, found in asked)])

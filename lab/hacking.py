@@ -34,13 +34,14 @@ def draw(found: Found, path: Path) -> None:
     figure = drawing.new_figure(5.6)
     drawing.heading(figure, 0.2, 0.15, ["γ = 0.3, learning rate 5e-4: two ways to die (mean and 95 % band over seeds)"])
     for place, (metric, title, unit) in enumerate(PANELS):
-        axes = drawing.add_axes(figure, 0.65 + (place % 3) * 2.95, 0.85 + (place // 3) * 2.45, 1.95, 1.65)
+        axes = drawing.add_axes(figure, 0.65 + (place % 3) * 2.95, 0.85 + (place // 3) * 2.45, 1.8, 1.65)
         drawing.panel(axes, title, unit, "step" if place > 2 else "")
         ends = []
         for color, (arm, label) in zip(figures.COLORS, SERIES, strict=False):
             values = found.curves(arm, metric)
             if (values == values).any():
                 ends.append((figures.band(axes, values, color, smooth=3), label, color))
+        axes.set_ylim(bottom=0)
         drawing.end_labels(axes, ends)
     drawing.save(figure, path)
 

@@ -65,6 +65,10 @@ class Question:
         return self.module.rpartition(".")[2]
 
     @property
+    def results(self) -> Path:
+        return RESULTS / f"{self.name}.jsonl"
+
+    @property
     def text(self) -> tuple[str, str]:
         """(question, hypothesis)."""
         question, _, hypothesis = (sys.modules[self.module].__doc__ or "").strip().partition("\n\n")
@@ -88,7 +92,7 @@ class Question:
 
     def found(self) -> Found:
         """From results/NAME.jsonl. Raises FileNotFoundError before the question was asked."""
-        return Found.read(RESULTS / f"{self.name}.jsonl")
+        return Found.read(self.results)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from dataclasses import fields
 from itertools import product
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import look
 from papo_hub import (
     config,
     data,
@@ -225,6 +227,17 @@ def test_the_speed_tables_quote_the_benchmark():
         assert len(same) >= 5, same
         ours = [q for q in quotes if re.match("rollout|score|update forward|whole step|peak", q)]
         assert len(same) == len(ours), set(ours) - set(same)
+
+
+def test_the_look_document_gives_the_measured_figures():
+    folder = ROOT / "benchmarks/results"
+    results = json.loads((folder / "look.json").read_text(encoding="utf-8"))
+    models = [(model["name"], len(model["answers"])) for model in results["models"]]
+    assert models == [(name, 100) for name in look.MODELS] and results["cells"] == look.CELLS
+    table = look.figures_table(results)
+    for document in (ROOT / "docs/look.md", folder / "look.md"):
+        content = document.read_text(encoding="utf-8")
+        assert table in content and "first 100 test questions" in content and "9 cells a row" in content, document
 
 
 def test_differences_name_only_what_exists_here():

@@ -178,7 +178,7 @@ def test_a_table_says_n_mean_and_interval():
 
 
 def asked():
-    return [q for q in QUESTIONS.values() if (question.RESULTS / f"{q.name}.jsonl").exists()]
+    return [q for q in QUESTIONS.values() if q.results.exists()]
 
 
 def test_the_page_is_what_the_results_say():

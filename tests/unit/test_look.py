@@ -22,6 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks import look as benchmark
 from papo_hub import cli
 from papo_hub.both_views import both_views
 from papo_hub.config import ConfigError
@@ -532,6 +533,72 @@ def test_memory_that_ends_names_the_option(tiny_model_folder, file, monkeypatch,
     monkeypatch.setattr(module, "look", out_of_memory)
     assert cli.main(["look", str(tiny_model_folder), file, "what?"]) == 2
     assert "error: max_tokens: 16384 at a time are more than memory holds; lower it." in capsys.readouterr().err
+
+
+# --- the benchmark ----------------------------------------------------------------------------------------------------
+
+
+def read(*maps: list[list[float]], **changed) -> Look:
+    """An answer that begins with three digits, with the maps (1 x 9 cells) of these by hand."""
+    empty = [[0.0] * 9]
+    given = {"question": "sum: ? 4 ?", "tokens": ["<think>", " 3", " 4", " 5", "</think>"], "rounding": torch.ones(5)}
+    return example(**given | {"cells": torch.tensor([empty, *maps, empty])} | changed)
+
+
+def test_the_benchmark_adds_up_thirds_by_hand():
+    first = [[1.0, 2.0, 3.0, 0.5, 0.0, 0.5, 0.0, 0.0, 1.0]]
+    told, last = [[0.0] * 8 + [0.25]], [[0.0, 4.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 2.0]]
+    found = benchmark.examine(read(first, told, last))
+    assert found == {
+        "question": "sum: ? 4 ?",
+        "thirds": [[6.0, 1.0, 1.0], [0.0, 0.0, 0.25], [4.0, 0.0, 4.0]],
+        "heaviest_cell": 6.0,  # 2 + 0 + 4
+        "rounding": 5.0,
+    }
+    wordy = benchmark.examine(read(first, told, last, tokens=["<think>", " 3", " and", " 5", "</think>"]))
+    short = benchmark.examine(example())
+    assert wordy["thirds"] is short["thirds"] is None and short["heaviest_cell"] == 4.02
+    other = {"question": "sum: 1 ? 2", "thirds": [[0, 2, 0], [0, 0, 0], [0, 0, 0]], "heaviest_cell": 2, "rounding": 7}
+    assert list(benchmark.figures([found, wordy, other]).values()) == [
+        "2 of 3",
+        "3",
+        "50.0 %",  # 75 %, 50 %, and nothing of nothing
+        "1 of 3",  # the last digit's third is as heavy as another
+        "8.0",  # 8, 8, 0
+        "3",
+        "0.250",  # 0.25, 2, 0
+        "1 of 3",
+        "6.0",
+        "5e+00, at most 7e+00",
+    ]
+    nothing = benchmark.figures([wordy])
+    assert nothing["nats of their maps"] == "–" and nothing["answers that begin with the digits"] == "0 of 1"
+
+
+def test_the_benchmark_looks_and_draws(warm_model_folder, tmp_path, capsys, monkeypatch):
+    """From the command line to the files, on one question; the picture is what the documents show: 9 inches wide."""
+    options = ["--model", str(warm_model_folder), "--questions", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["look", *options, "--picture", str(tmp_path / "look.png")])
+    benchmark.main()
+    results = json.loads((tmp_path / "look.json").read_text(encoding="utf-8"))
+    (model,) = results["models"]
+    assert model["name"] == str(warm_model_folder)
+    assert [answer["question"] for answer in model["answers"]] == ["evens: 4 2 0"]
+    table = benchmark.figures_table(results)
+    assert table in (tmp_path / "look.md").read_text(encoding="utf-8") and table in capsys.readouterr().out
+    assert Image.open(tmp_path / "look.png").width == 9 * 144
+
+
+def test_the_example_of_the_picture_reads_as_its_note_says():
+    assert DigitRows("test")[benchmark.EXAMPLE]["problem"] == "<image>sum: ? 4 ?"
+
+
+@pytest.mark.parametrize("options", [["--questions", "0"], ["--questions", "401"], ["--model", "nowhere/at/all"]])
+def test_the_benchmark_refuses_what_it_cannot_look_at(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["look", *options, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main()
+    assert ended.value.code == 2 and options[1] in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 # --- the document -----------------------------------------------------------------------------------------------------
