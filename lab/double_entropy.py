@@ -11,7 +11,7 @@ from lab import arms, figures
 from lab.question import Found, Question, Row
 
 ROWS = (Row(arms.HOT_GRPO), *(Row(arm) for arm in arms.HOT_PAPO.values()))
-QUANTITIES = {"accuracy": "accuracy after", "accuracy/high": "vision-only", "perception_kl": "perception KL × 100"}
+QUANTITIES = {"accuracy": "accuracy after", "accuracy/high": "vision-only", "perception_kl": "perception KL, nats"}
 
 
 def draw(found: Found, path: Path) -> None:
@@ -20,4 +20,11 @@ def draw(found: Found, path: Path) -> None:
     )
 
 
-QUESTION = Question(__name__, ROWS, QUANTITIES, draw, answer="", seeds=4)
+ANSWER = """
+**It saves no run here, and half of it is not there.** With frozen masked log-probs η2 changes nothing at all: the arms "masked" and
+"none" are the same runs, answer by answer, and so are "both" and "clean". That is the gradient that is missing, seen in a run.
+η1's half does act, through the second update of each step, and saves nothing: all four seeds end at zero. Live, where η2 has a
+gradient, its intervals and those of the arms without it lie over each other, and all of them far below GRPO's. At this γ (15
+times the recipe's) a weight of 0.05 is no match; nothing is said about the weights and the γ of the paper.
+"""
+QUESTION = Question(__name__, ROWS, QUANTITIES, draw, ANSWER, seeds=4)

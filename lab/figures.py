@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from scipy.stats import t as student
 
 from lab.outcome import Estimate
-from lab.question import Found, Row
+from lab.question import Found, Row, scale
 from papo_hub import drawing
 
 COLORS = ("#0b7285", "#d9480f", "#5f3dc4", "#b08900", "#2b8a3e", "#c2255c", "#5c677d", "#1864ab", "#862e9c")
@@ -24,7 +24,7 @@ def forest(
     rows: Sequence[Row],
     quantities: dict[str, str],
     found: Found,
-    note: str = "Means over seeds with 95 % intervals (Student's t), in points.",
+    note: str = "Means over seeds with 95 % intervals (Student's t); shares in points.",
     left: float = 2.6,
 ) -> None:
     """A panel a quantity, a line a row: mean and interval. Where all rows are differences, with a line at zero and one scale
@@ -35,14 +35,15 @@ def forest(
     width = (drawing.WIDTH - left - 0.25) / len(quantities)
     differences = all(row.baseline for row in rows)
     ends = [
-        100 * (end if end is not None else value.mean)
-        for value in (found.estimate(row, quantity) for row in rows for quantity in quantities)
+        scale(quantity) * (end if end is not None else value.mean)
+        for quantity in quantities
+        for value in (found.estimate(row, quantity) for row in rows)
         for end in (value.low, value.high)
     ]
     for place, (quantity, heading) in enumerate(quantities.items()):
         axes = drawing.add_axes(figure, left + place * width, 0.85, width - 0.3, height)
         estimates = [found.estimate(row, quantity) for row in rows]
-        intervals(axes, heading, estimates, differences)
+        intervals(axes, heading, estimates, differences, scale(quantity))
         if differences:
             room = 0.05 * (max(*ends, 0) - min(*ends, 0))
             axes.set_xlim(min(*ends, 0) - room, max(*ends, 0) + room)
@@ -53,8 +54,8 @@ def forest(
     drawing.save(figure, path)
 
 
-def intervals(axes: Axes, heading: str, estimates: Sequence[Estimate], zero: bool) -> None:
-    """Horizontal intervals from top to bottom, in points."""
+def intervals(axes: Axes, heading: str, estimates: Sequence[Estimate], zero: bool, scale: float) -> None:
+    """Horizontal intervals from top to bottom."""
     drawing.panel(axes, "", "", "")
     axes.set_title(heading, loc="left", fontsize=9, pad=6, color=drawing.INK, family=drawing.SANS)
     axes.grid(True, axis="x", color=drawing.GRID, linewidth=0.8)
@@ -66,8 +67,8 @@ def intervals(axes: Axes, heading: str, estimates: Sequence[Estimate], zero: boo
         apart = zero and known and (value.low > 0 or value.high < 0)
         color = drawing.ACCENT if apart else drawing.CLEAN
         if known:
-            axes.plot([100 * value.low, 100 * value.high], [line, line], color=color, linewidth=2, alpha=0.75)
-        axes.plot([100 * value.mean], [line], "o", color=color, markersize=5)
+            axes.plot([scale * value.low, scale * value.high], [line, line], color=color, linewidth=2, alpha=0.75)
+        axes.plot([scale * value.mean], [line], "o", color=color, markersize=5)
     axes.set(ylim=(len(estimates) - 0.5, -0.5), yticks=[])
 
 

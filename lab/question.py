@@ -127,27 +127,32 @@ class Found:
         return cls([Outcome(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()])
 
 
-def points(value: Estimate, signed: bool) -> str:
-    """A mean and its interval in points: "+1.2 [-0.3, +2.7]"."""
+def scale(quantity: str) -> float:
+    """What it is multiplied by to be shown: shares are shown in points, divergences in nats."""
+    return 1.0 if quantity.startswith("perception_kl") else 100.0
+
+
+def shown(value: Estimate, signed: bool, scale: float = 100.0) -> str:
+    """A mean and its interval: "+1.2 [-0.3, +2.7]"."""
     form = "+.1f" if signed else ".1f"
 
-    def text(share: float) -> str:
-        return re.sub(r"^[+-](0\.0)$", r"\1", format(100 * share, form))
+    def text(number: float) -> str:
+        return re.sub(r"^[+-](0\.0)$", r"\1", format(scale * number, form))
 
     interval = "" if value.low is None else f" [{text(value.low)}, {text(value.high)}]"
     return text(value.mean) + interval
 
 
 def table(question: Question, found: Found) -> str:
-    """The rows of a question as Markdown: n, then each quantity in points with its 95 % interval."""
+    """The rows of a question as Markdown: n, then each quantity with its 95 % interval, shares in points."""
     lines = [
         "| | n | " + " | ".join(question.quantities.values()) + " |",
         "|---" * (2 + len(question.quantities)) + "|",
     ]
     for row in question.rows:
-        values = [found.estimate(row, quantity) for quantity in question.quantities]
-        cells = [points(value, row.baseline is not None) for value in values]
-        lines.append(f"| {row.label} | {values[0].n} | " + " | ".join(cells) + " |")
+        values = {quantity: found.estimate(row, quantity) for quantity in question.quantities}
+        cells = [shown(value, row.baseline is not None, scale(quantity)) for quantity, value in values.items()]
+        lines.append(f"| {row.label} | {next(iter(values.values())).n} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import pytest
 from lab import arms, gallery, outcome, question, sweep
 from lab.__main__ import QUESTIONS
 from lab.outcome import Estimate, Outcome, estimate, paired
-from lab.question import Found, Question, Row, points, table
+from lab.question import Found, Question, Row, scale, shown, table
 from lab.setups import SETUPS
 from lab.sweep import Arm, Run
 from papo_hub.config import load_config
@@ -70,9 +70,11 @@ def test_shares_of_a_measured_run(tmp_path):
     assert outcome.measure(tmp_path / "nothing", "shown", "grpo", 1, {}, 1.0).after == {}
 
 
-def test_points():
-    assert points(Estimate(0.0123, -0.0004, 0.025, 8), signed=True) == "+1.2 [0.0, +2.5]"
-    assert points(Estimate(0.5, None, None, 1), signed=False) == "50.0"
+def test_shares_are_shown_in_points_and_divergences_in_nats():
+    assert shown(Estimate(0.0123, -0.0004, 0.025, 8), signed=True) == "+1.2 [0.0, +2.5]"
+    assert shown(Estimate(0.5, None, None, 1), signed=False) == "50.0"
+    assert shown(Estimate(0.5, 0.4, 0.6, 2), False, scale("perception_kl/high")) == "0.5 [0.4, 0.6]"
+    assert scale("accuracy") == scale("perception_error") == 100
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
