@@ -19,7 +19,7 @@ def short(arm: Arm) -> Arm:
 
 GRPO, FROZEN, ADVANTAGE = map(short, (arms.HOT_GRPO, arms.HOT_PAPO["frozen", "none"], arms.HOT_ADVANTAGE))
 LAST = 5  # steps whose mean reward counts
-LOST, KEPT = 0.6, 0.8  # of GRPO's
+LOST, KEPT = 0.5, 0.8  # of GRPO's
 
 
 def rewards(found: Found, arm: Arm) -> list[float]:
