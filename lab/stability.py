@@ -26,13 +26,13 @@ QUANTITIES = {"accuracy": "accuracy after", "accuracy/high": "vision-only", "unr
 
 def draw(found: Found, path: Path) -> None:
     figure = drawing.new_figure(3.4)
-    drawing.heading(figure, 0.2, 0.15, ["Reward at γ 0.3, learning rate 5e-4 (mean and 95 % band over seeds)"])
+    drawing.heading(figure, 0.2, 0.15, ["Reward under a strong term, learning rate 5e-4 (mean and 95 % band over seeds)"])
     axes = drawing.add_axes(figure, 0.65, 0.75, 6.4, 2.1)
     drawing.panel(axes, "", "reward", "step")
     ends = []
     for color, arm in zip(figures.COLORS, SERIES, strict=False):
         ends.append((figures.band(axes, found.curves(arm, "reward/mean"), color, smooth=3), arm.label, color))
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 0.75)
     drawing.end_labels(axes, ends)
     drawing.save(figure, path)
 
