@@ -26,7 +26,9 @@ QUANTITIES = {"accuracy": "accuracy after", "accuracy/high": "vision-only", "unr
 
 def draw(found: Found, path: Path) -> None:
     figure = drawing.new_figure(3.4)
-    drawing.heading(figure, 0.2, 0.15, ["Reward under a strong term, learning rate 5e-4 (mean and 95 % band over seeds)"])
+    drawing.heading(
+        figure, 0.2, 0.15, ["Reward under a strong term, learning rate 5e-4 (mean and 95 % band over seeds)"]
+    )
     axes = drawing.add_axes(figure, 0.65, 0.75, 6.4, 2.1)
     drawing.panel(axes, "", "reward", "step")
     ends = []
