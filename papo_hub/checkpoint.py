@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from papo_hub.files import is_full, remove_folder, replace_folder
+from papo_hub.parts import trainable
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def save_checkpoint(
 
     Args:
         step: rollout batches finished.
-        model: the bare model. optimizer: of its parameters, in `model.parameters()` order.
+        model: the bare model. optimizer: of `trainable(model)`, in its order.
         state: JSON-able; what `load_state` gives back.
         keep: how many checkpoints stay, this one among them.
         healthy: the newest checkpoint of a step up to this one stays besides.
@@ -199,19 +200,21 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the saved moments back into an optimizer. Raises CheckpointError where they belong to other parameters."""
-    index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+    index = {name: i for i, name in enumerate(trainable(model))}
     moments: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(checkpoint / OPTIMIZER, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (not a dict)
             name, moment = key.rsplit("/", 1)
             if name not in index:
-                raise CheckpointError(f"{checkpoint / OPTIMIZER} holds {name}, which this model does not have.")
+                raise CheckpointError(
+                    f"{checkpoint / OPTIMIZER} holds {name}, which this model does not have or train."
+                )
             moments.setdefault(index[name], {})[moment] = file.get_tensor(key)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _named_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names = [name for name, _ in model.named_parameters()]
+    names = list(trainable(model))
     return {
         f"{names[i]}/{moment}": value.detach().cpu().contiguous().clone()
         for i, moments in optimizer.state_dict()["state"].items()

@@ -101,6 +101,9 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16"] = key("no", "bf16: forward passes in bfloat16 over float32 weights")
     attn_implementation: str | None = key(None, "passed to from_pretrained; null leaves the choice to transformers")
     activation_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, more time")
+    freeze_vision_tower: bool = key(False, "do not train what turns pixels into features")
+    freeze_projector: bool = key(False, "do not train what turns features into the text's embeddings (the merger)")
+    freeze_language_model: bool = key(False, "do not train the language model, its embeddings and output layer")
     dataset_revision: str | None = key(None, "branch, tag or commit of the dataset")
     dataset_split: str = key("train", "split of the dataset")
     problem_column: str = key("problem", "column with the question, one <image> placeholder an image")
@@ -223,6 +226,11 @@ class TrainConfig:
         return self.objective in ("dapo", "papo_d", "dvrp")
 
     @property
+    def frozen_parts(self) -> list[str]:
+        """The parts of the model (papo_hub.parts) that are not trained."""
+        return [part for part in ("vision_tower", "projector", "language_model") if getattr(self, f"freeze_{part}")]
+
+    @property
     def updates_per_step(self) -> int:
         return self.prompts_per_step // self.prompts_per_update
 
@@ -297,6 +305,10 @@ def check(config: TrainConfig) -> None:
     refuse(
         config.max_time is not None and not is_time(config.max_time),
         f"max_time: {config.max_time!r} is no time such as 3h30m, 90m or 1d12h.",
+    )
+    refuse(
+        len(config.frozen_parts) == 3,
+        "freeze_vision_tower, freeze_projector and freeze_language_model together leave nothing to train; set one to false.",
     )
     refuse(config.alignment_steps < 0, f"alignment_steps: {config.alignment_steps} must be at least 0 (0: never).")
     for name, wanted in (

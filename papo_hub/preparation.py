@@ -20,6 +20,7 @@ from papo_hub.files import replace_file
 from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
 from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm, read_config
+from papo_hub.parts import freeze
 from papo_hub.plugins import PerceptionPlugin, on_main
 from papo_hub.redaction import redacted
 from papo_hub.rows import Rows, StreamedRows, load_rows, stream_rows
@@ -140,9 +141,10 @@ def pixel_limits(config: TrainConfig) -> dict[str, Any]:
 def load_model(
     config: TrainConfig, checkpoint: Path | None = None, dtype: torch.dtype | None = None
 ) -> torch.nn.Module:
-    """The model of the recipe, or that of a checkpoint, in the recipe's dtype unless another is given.
+    """The model of the recipe, or that of a checkpoint, in the recipe's dtype unless another is given; what the recipe
+    freezes is frozen.
 
-    Raises ConfigError where its weights are no safetensors.
+    Raises ConfigError where its weights are no safetensors, and for parts that `freeze` does not know.
     """
     try:
         model = load_vlm(
@@ -153,6 +155,7 @@ def load_model(
         )
     except UntrustedModel as error:
         raise ConfigError(f"{'resume_from_checkpoint' if checkpoint else 'model_name_or_path'}: {error}") from None
+    freeze(model, config.frozen_parts)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     return model

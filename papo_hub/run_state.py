@@ -25,7 +25,7 @@ class RunState:
     """The moving parts of a run, each with a `state_dict` of its own, and its numbers."""
 
     model: torch.nn.Module  # bare
-    optimizer: Any  # of the model's parameters, in their order
+    optimizer: Any  # of `trainable(model)`, in its order
     scheduler: Any
     stream: PromptStream
     guard: Guard

@@ -33,6 +33,7 @@ from papo_hub.interruption import Interrupted, Interruption
 from papo_hub.memory import MicroBatchLimit, device_memory, memory_plan
 from papo_hub.objectives import Counts, Logprobs, Objective
 from papo_hub.objectives.terms import KL_LIMIT
+from papo_hub.parts import trainable
 from papo_hub.plugins import (
     PapoAccelerator,
     PerceptionPlugin,
@@ -122,7 +123,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     if config.beta > 0:
         reference = load_reference(config).requires_grad_(False).eval().to(accelerator.device)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, config.warmup_steps, max_steps * config.updates_per_step
     )
