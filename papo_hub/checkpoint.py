@@ -1,6 +1,6 @@
 """Checkpoints: a plain model folder that loads with `from_pretrained`, plus what a resumed run needs beside it.
 
-    checkpoints/step-000040/              model.safetensors config.json … processor files
+    checkpoints/step-000040/              model.safetensors config.json … processor files; of a LoRA run, the adapter alone
                                           optimizer.safetensors   moments, named "parameter/moment"
                                           trainer_state.json      step, schedule, data position, guard, checksums; written last
                 step-000041-unfinished/   the same in the middle of step 41, and what there is of it (papo_hub.unfinished)
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from papo_hub.files import is_full, remove_folder, replace_folder
+from papo_hub.lora import adapted, save_adapter
 from papo_hub.parts import trainable
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,10 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(partial)
+        if adapted(model):
+            save_adapter(model, partial)
+        else:
+            model.save_pretrained(partial)
         processor.save_pretrained(partial)
         save_file(_named_moments(model, optimizer), partial / OPTIMIZER)
         for file in [] if unfinished is None else unfinished.iterdir():

@@ -45,6 +45,9 @@ ELSEWHERE = {
     "torch_dtype": "dtype",
     "bf16": "mixed_precision: bf16 (or dtype: bfloat16 for the weights too)",
     "fp16": "dtype: bfloat16; half precision without a wider exponent is not supported",
+    "use_peft": "lora_rank (0: no adapters)",
+    "lora_r": "lora_rank",
+    "freeze_vision_modules": "freeze_vision_tower",
     "use_vllm": "nothing yet: rollouts run in the built-in engine",
     "kl_coef": "beta",
     "kl_prcp_coef": "gamma",
@@ -104,6 +107,14 @@ class TrainConfig:
     freeze_vision_tower: bool = key(False, "do not train what turns pixels into features")
     freeze_projector: bool = key(False, "do not train what turns features into the text's embeddings (the merger)")
     freeze_language_model: bool = key(False, "do not train the language model, its embeddings and output layer")
+    lora_rank: int = key(
+        0, "r: train LoRA adapters of this rank, in the language model, and nothing else; 0: no adapters"
+    )
+    lora_alpha: int = key(32, "the adapters count alpha / r")
+    lora_target_modules: str = key(
+        "all-linear",
+        "layers of the language model with an adapter, as q_proj,v_proj; all-linear: all but the output layer",
+    )
     dataset_revision: str | None = key(None, "branch, tag or commit of the dataset")
     dataset_split: str = key("train", "split of the dataset")
     problem_column: str = key("problem", "column with the question, one <image> placeholder an image")
@@ -129,7 +140,7 @@ class TrainConfig:
     alignment_steps: int = key(0, "steps between measurements of whether γ's term and the reward agree; 0: never")
     eta_clean: float = key(0.0, "η1: weight of the entropy of the clean view")
     eta_masked: float = key(0.0, "η2: weight of the entropy of the masked view")
-    beta: float = key(0.0, "β: weight of the KL to the reference model; 0 loads no reference model")
+    beta: float = key(0.0, "β: weight of the KL to the reference model; 0: there is none")
     epsilon: float = key(0.2, "lower clip range")
     epsilon_high: float = key(0.3, "upper clip range")
     delta: float | None = key(3.0, "dual clip for negative advantages; null: none")
@@ -305,6 +316,13 @@ def check(config: TrainConfig) -> None:
     refuse(
         config.max_time is not None and not is_time(config.max_time),
         f"max_time: {config.max_time!r} is no time such as 3h30m, 90m or 1d12h.",
+    )
+    refuse(config.lora_rank < 0, f"lora_rank: {config.lora_rank} must be at least 0 (0: no adapters).")
+    refuse(config.lora_alpha < 1, f"lora_alpha: {config.lora_alpha} must be at least 1.")
+    refuse(
+        config.lora_rank > 0 and bool(config.frozen_parts),
+        f"lora_rank: {config.lora_rank} trains adapters of the language model and nothing else, so there is nothing to "
+        "freeze; remove freeze_*, or write lora_rank: 0.",
     )
     refuse(
         len(config.frozen_parts) == 3,

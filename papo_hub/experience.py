@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from papo_hub.batch import Batch, Completion, Prompt, pad_completions
 from papo_hub.config import TrainConfig
 from papo_hub.interruption import Interruption
+from papo_hub.lora import without_adapter
 from papo_hub.memory import MicroBatchLimit
 from papo_hub.objectives import group_advantages, terms
 from papo_hub.objectives.shaping import TOKEN_WEIGHTINGS
@@ -54,6 +55,8 @@ def collect(
     interruption: Interruption,
 ) -> StepUnderWay | None:
     """This process's share of one rollout batch, with everything frozen. Runs on every rank.
+
+    `reference` None: there is none at β = 0; else it is the policy without its adapter.
 
     Its metrics are what there is to log of its making: seconds ("time/rollout", "time/score"), and for the DAPO family the
     draws it took ("rollout/tries"), the share of groups kept ("rollout/kept") and the accuracy of all ("rollout/accuracy").
@@ -169,6 +172,9 @@ def _score(
             frozen["old_logprobs"] = scored(policy, "clean") if sampled is None else sampled
         if reference is not None:
             frozen["reference_logprobs"] = scored(reference, "clean")
+        elif config.beta > 0:
+            with without_adapter(policy):
+                frozen["reference_logprobs"] = scored(policy, "clean")
         for view in perception.frozen_views:
             frozen[f"{view}_logprobs"] = scored(policy, view)
     if perception.weighs_tokens:

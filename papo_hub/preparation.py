@@ -19,6 +19,7 @@ from papo_hub.digits import DigitRows
 from papo_hub.files import replace_file
 from papo_hub.hub.cache import read_commit
 from papo_hub.hub.resume import SCHEME, fetch_checkpoint
+from papo_hub.lora import add_adapter, is_adapter, load_adapter
 from papo_hub.modeling import UntrustedModel, check_model_files, load_processor, load_vlm, read_config
 from papo_hub.parts import freeze
 from papo_hub.plugins import PerceptionPlugin, on_main
@@ -142,20 +143,32 @@ def load_model(
     config: TrainConfig, checkpoint: Path | None = None, dtype: torch.dtype | None = None
 ) -> torch.nn.Module:
     """The model of the recipe, or that of a checkpoint, in the recipe's dtype unless another is given; what the recipe
-    freezes is frozen.
+    freezes is frozen, and its adapter in place: a new one, or the checkpoint's.
 
-    Raises ConfigError where its weights are no safetensors, and for parts that `freeze` does not know.
+    Raises ConfigError where its weights are no safetensors, where the checkpoint has an adapter and the recipe none or the
+    other way round, and as `freeze` and `add_adapter`.
     """
+    adapter = config.lora_rank > 0
+    if checkpoint is not None and is_adapter(checkpoint) != adapter:
+        raise ConfigError(
+            f"resume_from_checkpoint: {checkpoint} holds {'a model' if adapter else 'a LoRA adapter'}, but lora_rank is "
+            f"{config.lora_rank}; write that of its run (its config.yaml)."
+        )
+    whole = None if adapter else checkpoint
     try:
         model = load_vlm(
-            checkpoint or config.model_name_or_path,
-            revision=None if checkpoint else config.model_revision,
+            whole or config.model_name_or_path,
+            revision=None if whole else config.model_revision,
             dtype=dtype or getattr(torch, config.dtype),
             attn_implementation=config.attn_implementation,
         )
     except UntrustedModel as error:
-        raise ConfigError(f"{'resume_from_checkpoint' if checkpoint else 'model_name_or_path'}: {error}") from None
+        raise ConfigError(f"{'resume_from_checkpoint' if whole else 'model_name_or_path'}: {error}") from None
     freeze(model, config.frozen_parts)
+    if adapter:
+        add_adapter(model, config)
+        if checkpoint is not None:
+            load_adapter(model, checkpoint)
     if config.activation_checkpointing:
         model.gradient_checkpointing_enable()
     return model

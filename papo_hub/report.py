@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from papo_hub.figures import (
     read_evaluation,
     write_example,
 )
+from papo_hub.files import replace_folder
+from papo_hub.lora import adapted, merged_weights, save_adapter
 from papo_hub.modeling import PapoForConditionalGeneration
 from papo_hub.modeling.configuration_papo import PERCEPTION_FIELDS
 from papo_hub.randomness import derived_generator
@@ -29,7 +32,8 @@ from papo_hub.rollout import Sampling, TransformersEngine
 
 
 def export_model(folder: Path, model: torch.nn.Module, processor: Any, config: TrainConfig) -> None:
-    """The trained model in its backbone's plain format, its config.json recording how it was trained.
+    """The trained model in its backbone's plain format, its config.json recording how it was trained; an adapter merged into
+    it, in float32, and in `adapter` beside it as it is.
 
     Written aside and renamed: a folder that is there is whole.
     """
@@ -37,7 +41,18 @@ def export_model(folder: Path, model: torch.nn.Module, processor: Any, config: T
     recorded = {name: getattr(config, name) for name in PERCEPTION_FIELDS}
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    PapoForConditionalGeneration.from_backbone(backbone, **recorded).save_pretrained(partial, as_backbone=True)
+    wrapper = PapoForConditionalGeneration.from_backbone(backbone, **recorded)
+    if adapted(model):
+        wrapper.save_pretrained(partial, as_backbone=True, state_dict=dict(merged_weights(backbone)))
+        description = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+        description["dtype"] = "float32"  # that of the merged weights, where the model's may be bfloat16
+        (partial / "config.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        shutil.rmtree(aside := folder.with_name("partial-adapter"), ignore_errors=True)
+        save_adapter(model, aside)
+        processor.save_pretrained(aside)
+        replace_folder(aside, folder.with_name("adapter"))
+    else:
+        wrapper.save_pretrained(partial, as_backbone=True)
     processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
