@@ -35,7 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     push.add_argument("--revision", default="main", help="the branch, one per variant, e.g. gamma-0.02 (default: main)")
     push.add_argument("--tag", help="one per release, e.g. v1.0; never moved")
     push.add_argument("--private", action="store_true", help="create the repository private")
-    push.add_argument("--format", choices=("plain", "papo"), default="plain", help="papo: the wrapper, with its code")
+    push.add_argument(
+        "--format",
+        choices=("plain", "papo", "adapter"),
+        default="plain",
+        help="papo: the wrapper, with its code; adapter: of a LoRA run, the adapter alone (default: plain)",
+    )
     push.add_argument("--dry_run", "--dry-run", action="store_true", help="list files, sizes and hashes; send nothing")
     listed = commands.add_parser("versions", help="the versions of a Hub repository, as a table")
     listed.add_argument("repo_id", help="OWNER/NAME")
@@ -98,8 +103,15 @@ def push_command(chosen: argparse.Namespace) -> int:
         )
         revision = version.tag or (None if version.branch == "main" else version.branch)
         pinned = f', revision="{revision}"' if revision else ""
-        pinned += ', dtype="auto"' + (", trust_remote_code=True" if chosen.format == "papo" else "")
-        print(f'{version.url}\nAutoModelForImageTextToText.from_pretrained("{version.repo_id}"{pinned})')
+        pinned += {"plain": ', dtype="auto"', "papo": ', dtype="auto", trust_remote_code=True', "adapter": ""}[
+            chosen.format
+        ]
+        loader = (
+            "PeftModel.from_pretrained(base, "
+            if chosen.format == "adapter"
+            else "AutoModelForImageTextToText.from_pretrained("
+        )
+        print(f'{version.url}\n{loader}"{version.repo_id}"{pinned})')
 
     return ended(run)
 

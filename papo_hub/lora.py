@@ -25,6 +25,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 from papo_hub.config import ConfigError, TrainConfig
 from papo_hub.parts import part_of
 from papo_hub.randomness import derived_generator
+from papo_hub.redaction import public_path
 
 ALL_LINEAR = "all-linear"
 
@@ -42,7 +43,7 @@ def add_adapter(model: nn.Module, config: TrainConfig) -> None:
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         target_modules=target_modules(model, config.lora_target_modules),
-        base_model_name_or_path=config.model_name_or_path,
+        base_model_name_or_path=public_path(config.model_name_or_path),
         revision=config.model_revision,
     )
     peft.inject_adapter_in_model(settings, model)
@@ -50,9 +51,9 @@ def add_adapter(model: nn.Module, config: TrainConfig) -> None:
         a, b = (matrices["default"].weight for matrices in (layer.lora_A, layer.lora_B))
         for weight in (a, b):
             weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
-        # As PEFT does, which draws from the global state.
-        generator = derived_generator(config.seed, "adapter", name, device=a.device)
-        nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        if not a.is_meta:  # as PEFT does, which draws from the global state
+            generator = derived_generator(config.seed, "adapter", name, device=a.device)
+            nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
 
 
 def target_modules(model: nn.Module, wanted: str) -> str:

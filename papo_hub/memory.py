@@ -13,6 +13,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from papo_hub.batch import Batch
 from papo_hub.config import TrainConfig
 from papo_hub.head import CHUNK_ELEMENTS
+from papo_hub.lora import add_adapter
+from papo_hub.parts import freeze, trainable
 
 GIB = 2**30
 T = TypeVar("T")
@@ -26,7 +28,8 @@ class MemoryExhausted(RuntimeError):
 class MemoryPlan:
     """Bytes of one process that trains alone, computed, not measured."""
 
-    parameters: int
+    parameters: int  # of the model, without adapters
+    trained: int  # those that learn: all, those that are not frozen, or the adapters'
     source: str  # of the sizes
     resident: dict[str, int]  # there all the time
     update: dict[str, int]  # besides, at most, in a forward and backward pass
@@ -41,6 +44,8 @@ class MemoryPlan:
         lines = [
             f"memory        {self.parameters / 1e9:.2f} billion parameters, from {self.source}; one process, nothing sharded"
         ]
+        if self.trained != self.parameters:
+            lines.append(f"              {self.trained / 1e6:,.1f} million parameters are trained")
         parts = self.resident | self.update
         lines += [f"              {name:<34}{size / GIB:8.1f} GiB" for name, size in parts.items() if size]
         resident = sum(self.resident.values())
@@ -75,10 +80,12 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
     with checkpointing and one layer is whole at a time); flash or SDPA attention adds no square term.
     """
     with torch.device("meta"):
-        parameters = sum(
-            p.numel()
-            for p in AutoModelForImageTextToText.from_config(model_config, trust_remote_code=False).parameters()
-        )
+        model = AutoModelForImageTextToText.from_config(model_config, trust_remote_code=False)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        freeze(model, config.frozen_parts)
+        if adapter := config.lora_rank > 0:
+            add_adapter(model, config)
+    trained = sum(parameter.numel() for parameter in trainable(model).values())
     text = model_config.get_text_config()
     weight = {"float32": 4, "bfloat16": 2}[config.dtype]
     half = config.mixed_precision == "bf16" or config.dtype == "bfloat16"
@@ -93,17 +100,21 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     key_value_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     cached = 2 * layers * key_value_heads * head_dim * compute
-    head = text.vocab_size * text.hidden_size * 4  # its gradient is summed over the chunks in float32
+    learns = model.get_output_embeddings().weight.requires_grad
+    head = text.vocab_size * text.hidden_size * 4 if learns else 0  # its gradient is summed over the chunks in float32
+    kept_trained = 4 if adapter else weight
     prompts = -(-config.rollout_batch_size // config.num_generations)
     decoded = config.rollout_batch_size * config.max_completion_length
     return MemoryPlan(
         parameters,
+        trained,
         source,
         {
             "weights": parameters * weight,
-            "gradients": parameters * weight,
-            "optimizer (AdamW, two moments)": 2 * parameters * weight,
-            "reference model": parameters * (2 if half else 4) if config.beta > 0 else 0,
+            "adapters (LoRA)": trained * 4 if adapter else 0,
+            "gradients": trained * kept_trained,
+            "optimizer (AdamW, two moments)": 2 * trained * kept_trained,
+            "reference model": parameters * (2 if half else 4) if config.beta > 0 and not adapter else 0,
         },
         {
             "activations, most tokens": layers * kept + layer if config.activation_checkpointing else layers * layer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 # What reads like an access token, its first group or the next being what may be shown of it. hf_transfer is a library.
@@ -38,6 +39,11 @@ def redacted(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     return redact(value) if isinstance(value, str) else value
+
+
+def public_path(text: str) -> str:
+    """An absolute path as its last part alone, which tells nothing of the machine; anything else as it is."""
+    return f"…/{Path(text).name}" if text.startswith(("/", "~")) and len(text) > 1 else text
 
 
 def names_a_secret(name: object) -> bool:

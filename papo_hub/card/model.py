@@ -22,7 +22,7 @@ from papo_hub.card.results import evaluation_rows, is_number, percent, samples
 from papo_hub.config import is_repository_id
 from papo_hub.figures import metric_columns
 from papo_hub.objectives import OBJECTIVES
-from papo_hub.redaction import names_a_secret
+from papo_hub.redaction import names_a_secret, public_path
 from papo_hub.resources import resource
 
 PAPO_TAGS = {"papo_g": ("papo", "grpo"), "papo_d": ("papo", "dapo")}
@@ -75,7 +75,8 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
             no name of a revision or comes without `model_id`.
     """
     run = Path(run)
-    weights = optional((run / "model" if folder is None else Path(folder)) / "config.json")
+    described = run / "model" if folder is None else Path(folder)
+    weights, adapter = optional(described / "config.json"), (described / "adapter_config.json").is_file()
     folder = run if folder is None else Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: the card goes beside the files that it links")
@@ -89,7 +90,8 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
     base_ids, data_ids = hub_ids(base, run), hub_ids(data, run)
     benchmarks = benchmark_results(run)
     results = _eval_results(evaluation, config, hub_ids(config.get("eval_dataset_name"), run)) + model_index(benchmarks)
-    card_data = _card_data(base_ids, data_ids, objective, model_id or f"papo_hub run {plain(run.name)}", results)
+    name = model_id or f"papo_hub run {plain(run.name)}"
+    card_data = _card_data(base_ids, data_ids, objective, name, results, adapter)
 
     length = f" for {text(steps)} steps" if steps else ""
     summary = (
@@ -103,6 +105,7 @@ def write_card(run: Path, model_id: str | None = None, revision: str | None = No
         summary=summary,
         base=_base_text(base, base_ids, config.get("model_revision")),
         load=_loading(model_id, revision, f"{run.name}/model"),
+        adapted=_adapted(base, base_ids, config) if adapter else None,
         wrapped=weights.get("model_type") == "papo",
         carries_code="auto_map" in weights,
         data=_data_text(config),
@@ -180,14 +183,19 @@ def render_spec(spec: Path) -> ModelCard:
 
 
 def _card_data(
-    base: list[str], data: list[str], objective: str, model_name: str, results: list[EvalResult]
+    base: list[str],
+    data: list[str],
+    objective: str,
+    model_name: str,
+    results: list[EvalResult],
+    adapter: bool = False,
 ) -> ModelCardData:
     return ModelCardData(
         **_license(base),
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="image-text-to-text",
         base_model=base[0] if base else None,
-        base_model_relation="finetune" if base else None,
+        base_model_relation=("adapter" if adapter else "finetune") if base else None,
         datasets=data or None,
         tags=[
             *(PAPO_TAGS.get(objective, (objective,)) if objective in OBJECTIVES else ()),
@@ -195,6 +203,7 @@ def _card_data(
             "reinforcement-learning",
             "multimodal-reasoning",
             "papo_hub",
+            *(["lora"] if adapter else ()),
         ],
         metrics=["accuracy"] if results else None,
         model_name=model_name if results else None,
@@ -231,6 +240,13 @@ def _loading(model_id: str | None, revision: str | None, local: str) -> str:
     if not re.fullmatch(r"\w[\w./-]*", revision, re.ASCII):
         raise ValueError(f"revision must name a tag, branch or commit; got {plain(revision)!r}")
     return f"{json.dumps(model_id)}, revision={json.dumps(revision)}"
+
+
+def _adapted(base: Any, base_ids: list[str], config: dict[str, Any]) -> str:
+    """The arguments that name the model of which the weights are an adapter."""
+    if base_ids:
+        return _loading(base_ids[0], config.get("model_revision"), "")
+    return json.dumps(public_path(plain(base or "the base model")))
 
 
 def _existing(folder: Path, files: dict[str, str]) -> list[dict[str, str]]:

@@ -20,8 +20,9 @@ from papo_hub.card.files import recipe
 from papo_hub.hub.client import Client, HubError
 from papo_hub.hub.folder import listing
 from papo_hub.hub.publish import Version, publish
+from papo_hub.lora import is_adapter
 from papo_hub.modeling import PapoForConditionalGeneration, load_processor
-from papo_hub.redaction import printable, redact
+from papo_hub.redaction import printable, public_path, redact
 
 FIGURES = ("overview.png", "reward.png", "perception.png", "before_after.png", "example.png")
 PLACES = ("model_name_or_path", "dataset_name", "eval_dataset_name", "output_dir", "resume_from_checkpoint")
@@ -45,7 +46,8 @@ def push_run(
         repo_id: OWNER/NAME; created where it does not exist.
         revision: the branch, one per variant (`gamma-0.02`).
         tag: one per release (`v1.0`); never moved.
-        format: `plain`, which loads without papo_hub, or `papo`: the wrapper with its code beside it.
+        format: `plain`, which loads without papo_hub; `papo`: the wrapper with its code beside it; `adapter`: of a run that
+            trained one, the LoRA adapter alone.
 
     Raises:
         HubError: see `publish`; or the folder is no finished run.
@@ -74,7 +76,7 @@ def preparing(run: Path) -> Iterator[None]:
 
 
 def prepared(run: Path, repo_id: str, revision: str, tag: str | None, format: str = "plain") -> Path:
-    """The folder to push, ready: `RUN/model`, or `RUN/model-papo` for the wrapper format. Raises HubError."""
+    """The folder to push, ready: `RUN/model`, or `RUN/model-papo` for the wrapper format, or `RUN/adapter`. Raises HubError."""
     run = Path(run)
     folder = run / "model"
     if not (folder / "config.json").is_file() or not (run / "config.yaml").is_file():
@@ -84,6 +86,12 @@ def prepared(run: Path, repo_id: str, revision: str, tag: str | None, format: st
         )
     if format == "papo":
         folder = wrapped(folder, run / "model-papo")
+    elif format == "adapter":
+        folder = run / "adapter"
+        if not is_adapter(folder):
+            raise HubError(
+                f"{run} has no adapter/: it was trained without LoRA (lora_rank). Push the model: --format plain."
+            )
     return prepare(run, folder, repo_id, tag or (None if revision == "main" else revision))
 
 
@@ -150,8 +158,3 @@ def public_recipe(run: Path) -> str:
     config = recipe(run)
     config |= {key: public_path(config[key]) for key in PLACES if isinstance(config.get(key), str)}
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-
-
-def public_path(text: str) -> str:
-    """An absolute path as its last part alone; anything else as it is."""
-    return f"…/{Path(text).name}" if text.startswith(("/", "~")) and len(text) > 1 else text

@@ -14,6 +14,7 @@ from papo_hub.config import TrainConfig
 from papo_hub.hub.client import Client, HubError
 from papo_hub.hub.publish import Repository, publish
 from papo_hub.hub.run import describe, prepare, push_run
+from papo_hub.lora import is_adapter
 from papo_hub.modeling.configuration_papo import PERCEPTION_FIELDS
 from papo_hub.modeling.modeling_papo import PROVENANCE_KEY
 
@@ -137,11 +138,12 @@ class Uploads:
                 _link(file, staged / file.name)
             if self.config.hub_strategy == "checkpoint":
                 _link(file, staged / LAST / file.name)
-        # The weights say how they are trained, as those of a finished run do.
-        description = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-        description[PROVENANCE_KEY] = {name: getattr(self.config, name) for name in PERCEPTION_FIELDS}
-        (staged / "config.json").unlink()
-        (staged / "config.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if not is_adapter(checkpoint):  # the weights say how they are trained, as those of a finished run do
+            description = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+            description[PROVENANCE_KEY] = {name: getattr(self.config, name) for name in PERCEPTION_FIELDS}
+            (staged / "config.json").unlink()
+            text = json.dumps(description, indent=2, sort_keys=True)
+            (staged / "config.json").write_text(f"{text}\n", encoding="utf-8")
         for name in ("config.yaml", "metrics.jsonl", "evaluation.json", "provenance.json"):
             if (self.run / name).is_file():
                 shutil.copyfile(self.run / name, staged / name)

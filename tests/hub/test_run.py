@@ -22,8 +22,9 @@ from papo_hub.cli import main
 from papo_hub.config import build
 from papo_hub.hub import Client, HubError, Uploads, fetch_checkpoint, push_run, versions
 from papo_hub.hub.doctor import examine, report
-from papo_hub.hub.run import prepared, public_path
+from papo_hub.hub.run import prepared
 from papo_hub.hub.versions import table
+from papo_hub.redaction import public_path
 from papo_hub.tracking import read_metrics
 from papo_hub.trainer import train
 
@@ -486,3 +487,61 @@ def test_a_finished_run_survives_a_disk_that_is_full_for_its_checkpoint(here, ru
     config = config_of(run, run.parent, run.name, hub_model_id=NAME, hub_strategy="checkpoint")
     Uploads(run, config, lines.append).finish()
     assert len(lines) == 1 and "was not pushed" in lines[0] and f"papo-hub push {run} {NAME}" in lines[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture
+def lora_run(fast_config):
+    """A run of two steps that trained an adapter."""
+    return train(fast_config(max_steps=2, lora_rank=2))
+
+
+def test_an_adapter_is_pushed_with_its_card(here, lora_run, capsys):
+    assert main(["push", str(lora_run), NAME, "--format", "adapter", "--tag", "v1.0"]) == 0
+    assert f'PeftModel.from_pretrained(base, "{NAME}", revision="v1.0")' in capsys.readouterr().out
+    files = here.repo(NAME).files("v1.0")
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md", "config.yaml", "tokenizer.json"} <= set(
+        files
+    )
+    assert not {"model.safetensors", "config.json"} & set(files)
+    card = files["README.md"].decode()
+    data = ModelCard(card).data
+    assert data.library_name == "peft" and "lora" in data.tags
+    assert f'model = PeftModel.from_pretrained(base, "{NAME}", revision="v1.0")' in card
+    for path, content in files.items():
+        assert str(lora_run.parent).encode() not in content and b"/tmp" not in content, path
+
+
+def test_the_card_of_an_adapter_names_the_base_it_goes_over(here, lora_run, tmp_path):
+    run = variant(lora_run, tmp_path / "copy", model_name_or_path="Qwen/Qwen2.5-VL-3B-Instruct")
+    card = (prepared(run, NAME, "main", None, "adapter") / "README.md").read_text(encoding="utf-8")
+    assert 'base = AutoModelForImageTextToText.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct", dtype="auto")' in card
+    assert ModelCard(card).data.base_model_relation == "adapter"
+    plain = (prepared(run, NAME, "main", None) / "README.md").read_text(encoding="utf-8")
+    assert "PeftModel" not in plain and ModelCard(plain).data.base_model_relation == "finetune"
+
+
+def test_a_run_without_an_adapter_pushes_none(here, run, capsys):
+    assert main(["push", str(run), NAME, "--format", "adapter"]) == 2
+    assert "has no adapter/: it was trained without LoRA" in capsys.readouterr().err and here.requests == []
+
+
+def test_adapters_go_to_the_hub_while_they_are_trained_and_come_back(here, fast_config, tmp_path):
+    settings = {"save_steps": 2, "lora_rank": 2}
+    pushing = {"max_steps": 4, "hub_model_id": NAME, "hub_strategy": "checkpoint"}
+    whole = train(fast_config(**settings, **pushing, output_dir=tmp_path / "whole"))
+    here_now = here.repo(NAME).files("main")
+    assert "model.safetensors" in here_now and "adapter_model.safetensors" not in here_now  # the end: merged
+    assert "last-checkpoint/adapter_model.safetensors" in here_now
+    pushed = [commit.title for commit in here.repo(NAME).log("main")]
+    assert len(pushed) >= 2
+    for path, content in here_now.items():
+        assert str(tmp_path).encode() not in content, path
+
+    longer = settings | {"max_steps": 6}
+    resumed = train(fast_config(**longer, output_dir=tmp_path / "b", resume_from_checkpoint=f"hub://{NAME}@main"))
+    left_alone = train(fast_config(**longer, output_dir=whole, resume_from_checkpoint="latest"))
+    ours, theirs = (load_file(run / "adapter/adapter_model.safetensors") for run in (resumed, left_alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -16,7 +16,7 @@ from papo_hub.logprobs import padded_logprobs
 from papo_hub.tracking import read_metrics
 from papo_hub.trainer import train
 
-TOLERANCE = 2e-5  # nats, in float32; seen: 2e-6. The base model is off by far more.
+TOLERANCE = 2e-5  # nats, in float32; seen: 1e-6. The base model is off by a hundred times the tolerance
 
 pytestmark = pytest.mark.usefixtures("without_report")
 
@@ -105,7 +105,7 @@ def test_the_merged_model_and_the_adapter_say_the_same(config, tiny_prompts, war
     )
     before = logprobs(base, tiny_prompts)
     described = json.loads((run / "adapter/adapter_config.json").read_text(encoding="utf-8"))
-    assert described["base_model_name_or_path"] == str(warm_model_folder) and described["peft_type"] == "LORA"
+    assert described["base_model_name_or_path"] == f"…/{warm_model_folder.name}" and described["peft_type"] == "LORA"
     adapter = peft.PeftModel.from_pretrained(base, run / "adapter")
     ours, theirs = logprobs(merged, tiny_prompts), logprobs(adapter, tiny_prompts)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)

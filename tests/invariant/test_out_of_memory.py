@@ -1,5 +1,6 @@
 """Where memory ends, less goes through the model at once, and the run is the one that was started so."""
 
+import dataclasses
 from contextlib import contextmanager
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from papo_hub import experience, trainer
 from papo_hub.batch import Batch, Completion, Prompt
 from papo_hub.checkpoint import checkpoints, load_state
+from papo_hub.head import CHUNK_ELEMENTS
 from papo_hub.memory import MemoryExhausted, MicroBatchLimit, memory_plan
 from papo_hub.modeling.tiny import build_tiny
 from papo_hub.shared_prefix import shared_prefix_logprobs
@@ -207,5 +209,23 @@ def test_the_plan_by_hand(fast_config, tmp_path):
     assert plan.update["activations, most tokens"] == layers * 17 * 4 * width * 1000
     # 64 completions of 20 tokens and their 32 prompts of 100: keys and values of each layer and head
     assert plan.rollout == 2 * layers * heads * (width // text.num_attention_heads) * 4 * (32 * 100 + 64 * 20)
+    assert plan.trained == plan.parameters and "are trained" not in plan.table()
+
+    # An adapter of rank 2: on each of a layer's seven matrices 2 · (in + out), in float32 over weights of 2 bytes.
+    adapter = dataclasses.replace(config, lora_rank=2, dtype="bfloat16", beta=0.01)
+    small = memory_plan(adapter, model_config)
+    keys, inner = heads * (width // text.num_attention_heads), text.intermediate_size
+    ends = [width + width, width + keys, width + keys, width + width, *[width + inner] * 3]
+    assert small.trained == layers * 2 * sum(ends) and small.parameters == plan.parameters
+    assert list(small.resident.values()) == [2 * plan.parameters, *(n * small.trained for n in (4, 4, 8)), 0]
+    assert small.update["output layer, a chunk of logits"] == CHUNK_ELEMENTS * 12  # no gradient of the layer's own
+    assert "are trained" in small.table()
+
+    # A frozen vision tower: its weights are there, its gradients and moments are not.
+    part = memory_plan(dataclasses.replace(config, freeze_vision_tower=True), model_config)
+    frozen = part.parameters - part.trained
+    vision = model_config.vision_config  # its block's weights alone are qkv and output 4 · d², MLP 3 · d · i
+    assert 4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size < frozen < part.parameters / 2
+    assert plan.peak - part.peak == 12 * frozen
     assert "That is more than there is" in plan.line(available=plan.peak - 1)
     assert "That is more than there is" not in plan.line(available=plan.peak)

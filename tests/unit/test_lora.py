@@ -15,8 +15,8 @@ from papo_hub.parts import part_of, trainable
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 
 BUILDERS = backbones()
-TOLERANCE = 1e-9  # nats, in float64; seen: 4e-15. Without the adapter's scale it is off by 0.1 and more.
-GRADIENT_TOLERANCE = 1e-6  # of the largest entry; seen: 5e-8
+TOLERANCE = 1e-6  # nats; seen: 0, since norms round to float32 what differs at 1e-16. A wrong scale: 0.01 and more
+GRADIENT_TOLERANCE = 1e-6  # of the largest entry; seen: 2e-15, but norms may round to float32 either way
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def test_only_the_language_models_linear_layers_are_adapted(backbone, settings):
         for name, module in backbone.model.named_modules()
         if type(module) is torch.nn.Linear and part_of(name) == "language_model" and not name.endswith("lm_head")
     }
-    add_adapter(backbone.model, settings())
+    add_adapter(backbone.model, settings(model_name_or_path="Owner/Name", model_revision="v1"))
+    described = backbone.model.peft_config["default"]
+    assert (described.base_model_name_or_path, described.revision) == ("Owner/Name", "v1")
     assert adapted(backbone.model).keys() == linear and len(linear) == 14  # 7 in each of 2 layers
     assert len(trainable(backbone.model)) == 28 and all(".lora_" in name for name in trainable(backbone.model))
 
@@ -103,7 +105,7 @@ def test_merged_and_adapter_say_the_same(backbone, settings, tmp_path):
 
     for layer in adapted(model).values():  # what the tolerance would see: a scale of 2 instead of 3
         layer.scaling["default"] = 2.0
-    assert (padded_logprobs(model, prompts, ids, mask) - expected).abs().max() > 1e7 * TOLERANCE
+    assert (padded_logprobs(model, prompts, ids, mask) - expected).abs().max() > 1e4 * TOLERANCE
 
 
 def test_tied_weights_stay_one_tensor(settings):
