@@ -103,15 +103,13 @@ def push_command(chosen: argparse.Namespace) -> int:
         )
         revision = version.tag or (None if version.branch == "main" else version.branch)
         pinned = f', revision="{revision}"' if revision else ""
-        pinned += {"plain": ', dtype="auto"', "papo": ', dtype="auto", trust_remote_code=True', "adapter": ""}[
-            chosen.format
-        ]
-        loader = (
-            "PeftModel.from_pretrained(base, "
-            if chosen.format == "adapter"
-            else "AutoModelForImageTextToText.from_pretrained("
-        )
-        print(f'{version.url}\n{loader}"{version.repo_id}"{pinned})')
+        named = f'"{version.repo_id}"{pinned}'
+        if chosen.format == "adapter":
+            loading = f"PeftModel.from_pretrained(base, {named})"
+        else:
+            trusted = ", trust_remote_code=True" if chosen.format == "papo" else ""
+            loading = f'AutoModelForImageTextToText.from_pretrained({named}, dtype="auto"{trusted})'
+        print(f"{version.url}\n{loading}")
 
     return ended(run)
 

@@ -7,8 +7,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from papo_hub.config import TrainConfig, notices
 from papo_hub.data import describe
-from papo_hub.memory import memory_plan
+from papo_hub.memory import MemoryPlan, memory_plan
 from papo_hub.modeling import read_config
+from papo_hub.plugins import PerceptionPlugin
 from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
 from papo_hub.rows import DataError
 
@@ -35,11 +36,14 @@ KNOWN = {
     }
 }
 
+SUSTAINED = 50e12  # FLOP a second, assumed: a third of what a card of 24 GB does at its best in bfloat16 (about 150)
+
 
 def dry_run_report(config: TrainConfig, num_processes: int = 1) -> str:
     """The report as text. Raises ConfigError or DataError for what would stop the real run, as far as it can be seen."""
     model_config, source = _model_config(config)
-    parts = [_arithmetic(config, num_processes), _data(config), memory_plan(config, model_config, source).table()]
+    plan = memory_plan(config, model_config, source)
+    parts = [_arithmetic(config, num_processes), _data(config), f"{plan.table()}\n{_work(config, plan)}"]
     parts += [f"note: {notice}" for notice in notices(config)]
     return "\n\n".join([*parts, "Nothing was trained: this was a dry run."])
 
@@ -65,6 +69,33 @@ def _arithmetic(config: TrainConfig, num_processes: int) -> str:
         f"an update     {completions // num_processes} completions a process, in micro-batches of at most "
         f"{config.max_tokens_per_micro_batch} tokens"
         + (f" and {config.micro_batch_size} completions" if config.micro_batch_size else "")
+    )
+
+
+def step_flop(config: TrainConfig, plan: MemoryPlan) -> float:
+    """Floating-point operations of a step, at most: every prompt and completion at its full length, each prompt once.
+
+    Two a parameter and token in a forward pass. A backward pass takes as many for the gradient of the activations, and again
+    as many for that of the parameters, of which only the trained ones have one.
+    """
+    perception = PerceptionPlugin.from_config(config)
+    tokens = config.prompts_per_step * (
+        config.max_prompt_length + config.num_generations * config.max_completion_length
+    )
+    old = config.updates_per_step > 1 or perception.weighs_tokens
+    sampled = config.dtype == "float32" and config.mixed_precision == "no"  # then sampling gives the old log-probs
+    frozen = len(perception.frozen_views) + (perception.exact and not perception.live)
+    once = 1 + (old and not sampled) + (config.beta > 0) + frozen  # sampling, old, reference, other views
+    update = 1 + config.activation_checkpointing + 1 + plan.trained / plan.parameters
+    views = 1 + len(perception.views) if perception.live else 1
+    return 2 * plan.parameters * tokens * (once + views * update)
+
+
+def _work(config: TrainConfig, plan: MemoryPlan) -> str:
+    flop = step_flop(config, plan)
+    return (
+        f"work          {flop / 1e15:,.3g} PFLOP a step if every prompt and answer were as long as it may be: "
+        f"{flop / SUSTAINED / 60:,.3g} minutes at {SUSTAINED / 1e12:g} TFLOP/s"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -38,6 +39,10 @@ DIFFERENCES = {
         "objective", "output_dir", "eta_clean", "eta_masked", "robustness",
     },
     ("tiny/grpo_v.yaml", "tiny/grpo.yaml"): {"objective", "output_dir", "robustness", "noise_level", "masked_logprobs"},
+    ("qwen2_5_vl_3b/papo_g_lora.yaml", "qwen2_5_vl_3b/papo_g.yaml"): {
+        "output_dir", "dtype", "lora_rank", "learning_rate",
+    },
+    ("qwen2_5_vl_3b/papo_g_lora.yaml", "qwen2_5_vl_3b/grpo_lora.yaml"): {"objective", "output_dir", "gamma"},
 }  # fmt: skip
 
 # arXiv 2507.06448 v5, section 4 and appendix, and the official example script: PAPO-G on the 3B model (PAPO-H).
@@ -56,7 +61,11 @@ PAPER_3B = {
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_loads_and_its_header_gives_its_command(path):
     config = load_config(path)
-    assert config.objective == path.stem if path.stem in OBJECTIVES else path.stem.startswith(("papo", "vppo", "pgpo"))
+    assert (
+        config.objective == path.stem
+        if path.stem in OBJECTIVES
+        else path.stem.startswith(("papo", "grpo", "vppo", "pgpo"))
+    )
     assert config.output_dir == f"runs/{path.parent.name}/{path.stem}"
     header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert f"recipes/train.py --config recipes/{path.parent.name}/{path.name}" in header.replace("\\\n#", "")
@@ -70,10 +79,10 @@ def test_siblings_differ_in_the_declared_keys_only(pair):
     assert {key for key in first if first[key] != second[key]} == DIFFERENCES[pair]
 
 
-def test_every_tiny_sibling_is_declared():
-    tiny = {f"tiny/{path.name}" for path in TRAINING if path.parent.name == "tiny"}
-    assert tiny == {name for pair in DIFFERENCES for name in pair}
-    assert {Path(name).stem for name in tiny} >= OBJECTIVES.keys()
+def test_every_sibling_is_declared():
+    declared = {name for pair in DIFFERENCES for name in pair}
+    assert {f"{path.parent.name}/{path.name}" for path in TRAINING} == declared
+    assert {Path(name).stem for name in declared if name.startswith("tiny/")} >= OBJECTIVES.keys()
 
 
 def test_the_3b_recipe_holds_the_papers_values():
@@ -87,6 +96,21 @@ def test_the_3b_recipe_passes_a_dry_run(capsys):
     assert "384 prompts × 5 completions, 3 updates of 640 completions" in printed
     assert "3.75 billion parameters" in printed  # the released checkpoint has 3,754,622,976
     assert "problem, answer, images" in printed
+
+
+@pytest.mark.parametrize("name", ["papo_g_lora", "grpo_lora"])
+def test_the_lora_recipes_promise_what_the_dry_run_prints(name, capsys):
+    path = RECIPES / "qwen2_5_vl_3b" / f"{name}.yaml"
+    assert train_command(["--config", str(path), "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
+    promised = re.search(r"([\d.]+ GiB) at most, while sampling, and ([\d.]+ GiB) in an update", header).groups()
+    table = dict(re.findall(r"^ +(rollout|update), at most.*?([\d.]+ GiB)$", printed, flags=re.MULTILINE))
+    assert promised == (table["rollout"], table["update"]) and float(promised[0].split()[0]) < 20  # of 24
+    work, minutes = re.search(r"work +(\S+) PFLOP a step.*: ([\d.]+) minutes at 50 TFLOP/s", printed).groups()
+    assert f"{work} PFLOP a step" in header and f"{float(minutes):.0f} minutes at 50 TFLOP/s" in header
+    share = (1000 + 5 * 400) / (4096 + 5 * 2048)
+    assert f"so {float(minutes) * share * 202 / 60:.0f} hours" in header
 
 
 def test_the_warmup_recipe_loads():

@@ -1,5 +1,6 @@
 """The commands: bad input ends in one line and exit code 2; the minimal loop and the scripts run."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from papo_hub.cli import before_after_table, main, train_command
+from papo_hub.dry_run import step_flop
+from papo_hub.memory import MemoryPlan
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = str(ROOT / "recipes" / "tiny" / "papo_g.yaml")
@@ -81,3 +84,18 @@ def test_the_minimal_loop_trains(tiny_model_folder, capsys):
     assert len(history) == 2
     assert "step   2   reward" in capsys.readouterr().out
     assert torch.equal(state, torch.random.get_rng_state()), "nothing draws from the global generator"
+
+
+def test_the_work_of_a_step_by_hand(fast_config):
+    """10 parameters of which 5 are trained; 4 prompts of 256 tokens with 2 completions of 8: 4 · (256 + 16) tokens."""
+    plan = MemoryPlan(parameters=10, trained=10, source="", resident={}, update={}, rollout=0)
+    forward = 2 * 10 * 4 * (256 + 2 * 8)
+    # Sampling, the masked view, then an update: forward, and twice that backward.
+    assert step_flop(fast_config(), plan) == forward * (1 + 1 + 3)
+    half = dataclasses.replace(plan, trained=5)
+    assert step_flop(fast_config(), half) == forward * (1 + 1 + 2.5)
+    assert step_flop(fast_config(beta=0.1, gamma=0), plan) == forward * (1 + 1 + 3)
+    # Both views live, recomputed: four each. Two updates a step take old log-probs, which float32 has from sampling.
+    live = {"masked_logprobs": "live", "activation_checkpointing": True, "prompts_per_update": 2}
+    assert step_flop(fast_config(**live), plan) == forward * (1 + 2 * 4)
+    assert step_flop(fast_config(**live, dtype="bfloat16"), plan) == forward * (1 + 1 + 2 * 4)
