@@ -14,6 +14,7 @@ from papo_hub.config import TrainConfig
 from papo_hub.interruption import Interruption
 from papo_hub.lora import without_adapter
 from papo_hub.memory import MicroBatchLimit
+from papo_hub.modeling.thinking import opened_tag
 from papo_hub.objectives import group_advantages, terms
 from papo_hub.objectives.shaping import TOKEN_WEIGHTINGS
 from papo_hub.plugins import PapoAccelerator
@@ -122,7 +123,8 @@ def _sample(
         if interruption.agreed(accelerator):  # before the completions are looked at: some may have been left
             return None
         answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
-        rewards = reward([completion.text for completion in completions], answers)
+        opened = opened_tag(stream.processor)  # what the prompt has begun of every answer
+        rewards = reward([opened + completion.text for completion in completions], answers)
         for i, prompt in enumerate(prompts):
             rows = slice(i * size, (i + 1) * size)
             right = rewards["accuracy"][rows].sum()

@@ -31,6 +31,7 @@ from papo_hub.guard import Alarm, Guard
 from papo_hub.hub import Uploads
 from papo_hub.interruption import Interrupted, Interruption
 from papo_hub.memory import MicroBatchLimit, device_memory, memory_plan
+from papo_hub.modeling.thinking import note_on_tags
 from papo_hub.objectives import Counts, Logprobs, Objective
 from papo_hub.objectives.terms import KL_LIMIT
 from papo_hub.parts import trainable
@@ -143,7 +144,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         run_name = write_provenance(run, config, accelerator.num_processes, resumed=checkpoint is not None)
     log = RunLog(run, config, accelerator, max_steps, state.step)
     limit.say = log.say
-    for notice in notices(config):
+    for notice in [*notices(config), *filter(None, [note_on_tags(processor)])]:
         log.say(f"note: {notice}")
     shared = (reason := misfit(model)) is None
     log.say("each prompt is computed once for all its completions" if shared else f"one row a completion: {reason}")

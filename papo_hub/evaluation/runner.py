@@ -23,6 +23,7 @@ from papo_hub.evaluation.answers import Answer, Key, Transcript, begun, digest, 
 from papo_hub.evaluation.dependence import visual_dependence
 from papo_hub.evaluation.protocol import Protocol
 from papo_hub.evaluation.views import CLEAN, seen
+from papo_hub.modeling.thinking import opened_tag
 from papo_hub.randomness import derived_generator
 from papo_hub.rewards import accuracy_rewards, format_reward, last_boxed
 from papo_hub.rollout import RolloutEngine, Sampling
@@ -204,7 +205,7 @@ def _answer(
             temperature = protocol.temperature or 1.0
             values, _ = visual_dependence(policy, prompts, completions, count, temperature, protocol.max_tokens)
             divergences = values.double().sum(-1).tolist()
-    texts = [completion.text for completion in completions]
+    opened, texts = opened_tag(processor), [completion.text for completion in completions]
     references = [prompt.sample.answer for prompt in prompts for _ in range(count)]
     verdicts = accuracy_rewards(texts, references, protocol.grader)
     hashes = [_hash(prompt, processor, task) for prompt in prompts]
@@ -220,7 +221,7 @@ def _answer(
             response=completion.text,
             extracted=last_boxed(completion.text),
             verdict=verdicts[i],
-            format=format_reward(completion.text),
+            format=format_reward(opened + completion.text),
             tokens=len(completion.token_ids),
             finished=completion.finished,
             perception_kl=divergences[i],

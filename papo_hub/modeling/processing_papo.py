@@ -22,6 +22,7 @@ from transformers.utils import AUDIO_TOKENIZER_NAME, cached_file, is_torchvision
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .loading import HUB_OPTIONS, UntrustedModel, own_code, read_config
+from .thinking import readable_tags
 
 VIDEO_FILE = "video_preprocessor_config.json"  # vLLM asks for it, even where videos are switched off
 CLASS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")  # in AutoProcessor's order
@@ -112,7 +113,8 @@ def load_processor(path_or_id: str | os.PathLike, **kwargs: Any) -> ProcessorMix
     """The processor of a model folder or Hub id, plain or PAPO.
 
     It is the stock one wherever that can be built. Without torchvision, a Qwen-VL processor is replaced by the same
-    processor without video, whose output for images and text is that of the stock one with a PIL image processor.
+    processor without video, whose output for images and text is that of the stock one with a PIL image processor. Where
+    the tokenizer has <think> as an untrained token, it reads the tag as plain text (`thinking`).
 
     Args:
         path_or_id: a folder or a Hub id.
@@ -125,9 +127,11 @@ def load_processor(path_or_id: str | os.PathLike, **kwargs: Any) -> ProcessorMix
     """
     hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
     try:
-        return _processor_class(path_or_id, hub).from_pretrained(path_or_id, trust_remote_code=False, **kwargs)
+        processor = _processor_class(path_or_id, hub).from_pretrained(path_or_id, trust_remote_code=False, **kwargs)
     except ValueError as error:
         raise own_code(path_or_id, error) from error
+    readable_tags(processor)
+    return processor
 
 
 def _processor_class(path_or_id: str | os.PathLike, hub: dict[str, Any]) -> type:
