@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from papo_hub import trainer
 from papo_hub.batch import Completion
 from papo_hub.config import build
+from papo_hub.parts import trainable
 from papo_hub.plugins import PapoAccelerator, RolloutPlugin
 from papo_hub.randomness import derived_generator
 
@@ -35,6 +36,7 @@ SETTINGS = {
     "report_to": None,
 }
 GRADIENTS = {"frozen": {}, "live": {"masked_logprobs": "live"}, "token": {"reduction": "token"}}
+GRADIENTS |= {"lora": {"lora_rank": 2}, "part": {"freeze_vision_tower": True}}
 
 
 class EngineByPrompt:
@@ -66,7 +68,7 @@ def run(model, folder, right=None, dtype=torch.float32, **overrides):
 
     def keep_gradients(accelerator, parameters, max_norm):
         parameters = list(parameters)
-        gradients.append([parameter.grad.clone() for parameter in parameters])
+        gradients.append([parameter.grad.clone() for parameter in parameters if parameter.requires_grad])
         return clip(accelerator, parameters, max_norm)
 
     def engine(plugin, model, tokenizer):
@@ -82,8 +84,7 @@ def run(model, folder, right=None, dtype=torch.float32, **overrides):
     ):
         places = {"model_name_or_path": str(model), "output_dir": str(folder)}
         trainer.train(build(SETTINGS | places | overrides))
-    names = [name for name, _ in models[0].named_parameters()]
-    return dict(zip(names, gradients[0], strict=True)), models[0]
+    return dict(zip(trainable(models[0]), gradients[0], strict=True)), models[0]
 
 
 def first_update(model, folder, name):
