@@ -88,6 +88,7 @@ AT_LEAST_ONE = (
     "sample_steps",
     "eval_samples",
     "max_skipped_updates",
+    "lora_alpha",
 )
 
 
@@ -318,7 +319,6 @@ def check(config: TrainConfig) -> None:
         f"max_time: {config.max_time!r} is no time such as 3h30m, 90m or 1d12h.",
     )
     refuse(config.lora_rank < 0, f"lora_rank: {config.lora_rank} must be at least 0 (0: no adapters).")
-    refuse(config.lora_alpha < 1, f"lora_alpha: {config.lora_alpha} must be at least 1.")
     refuse(
         config.lora_rank > 0 and bool(config.frozen_parts),
         f"lora_rank: {config.lora_rank} trains adapters of the language model and nothing else, so there is nothing to "

@@ -167,6 +167,7 @@ FLOATS = [f.name for f in fields(TrainConfig) if f.type.startswith("float")]
         ("min_completion_length", {"min_completion_length": 9, "max_completion_length": 8}),
         ("micro_batch_size", {"micro_batch_size": 0}),
         ("warmup_steps", {"warmup_steps": -1}),
+        ("lora_rank", {"lora_rank": -1}),
         ("epsilon", {"epsilon": 1.0}),
         ("delta", {"delta": 1.0}),
         ("num_generations", {"num_generations": 1}),
@@ -191,7 +192,7 @@ def test_the_lists_of_keys_above_are_whole():
     assert {"beta", "delta", "gamma_end", "temperature"} < set(FLOATS)
     whole = {f.name for f in fields(TrainConfig) if f.type == "int"}
     elsewhere = {"num_generations", "max_completion_length", "mask_patch_size", "save_steps", "warmup_steps", "seed"}
-    elsewhere |= {"min_completion_length", "dataloader_num_workers", "alignment_steps"}
+    elsewhere |= {"min_completion_length", "dataloader_num_workers", "alignment_steps", "lora_rank"}
     assert set(AT_LEAST_ONE) == whole - elsewhere
 
 
