@@ -15,6 +15,7 @@ from papo_hub.config import TrainConfig
 from papo_hub.head import CHUNK_ELEMENTS
 
 GIB = 2**30
+GPUS = (1, 2, 4, 8)
 T = TypeVar("T")
 
 
@@ -24,22 +25,32 @@ class MemoryExhausted(RuntimeError):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one process that trains alone, computed, not measured."""
+    """Bytes of one GPU, computed, not measured."""
 
     parameters: int
     source: str  # of the sizes
     resident: dict[str, int]  # there all the time
     update: dict[str, int]  # besides, at most, in a forward and backward pass
     rollout: int  # besides, at most, while sampling: keys and values
+    gathered_update: int  # besides, where the model is sharded: the weights that a pass holds whole
+    gathered_rollout: int  # the same while sampling: all of them
 
     @property
     def peak(self) -> int:
-        return sum(self.resident.values()) + max(sum(self.update.values()), self.rollout)
+        return self.sharded(1)
+
+    def sharded(self, gpus: int) -> int:
+        """The most that each of these GPUs holds when weights, gradients and optimizer are divided among them; every GPU
+        has micro-batches and keys and values of its own."""
+        whole = (self.gathered_update, self.gathered_rollout) if gpus > 1 else (0, 0)
+        share = sum(self.resident.values()) // gpus
+        return share + max(sum(self.update.values()) + whole[0], self.rollout + whole[1])
 
     def table(self) -> str:
         """Every part on a line, for a dry run."""
         lines = [
-            f"memory        {self.parameters / 1e9:.2f} billion parameters, from {self.source}; one process, nothing sharded"
+            f"memory        {self.parameters / 1e9:.2f} billion parameters, from {self.source}; a GPU alone, or one of several "
+            "with a model each"
         ]
         parts = self.resident | self.update
         lines += [f"              {name:<34}{size / GIB:8.1f} GiB" for name, size in parts.items() if size]
@@ -48,6 +59,8 @@ class MemoryPlan:
         lines.append(
             f"              {'rollout, at most (keys and values)':<34}{(resident + self.rollout) / GIB:8.1f} GiB"
         )
+        shares = ", ".join(f"{_gib(self.sharded(gpus))} of each of {gpus}" for gpus in GPUS[1:])
+        lines.append(f"              sharded (accelerate_configs/fsdp2.yaml), at most {shares} GPUs")
         return "\n".join(lines)
 
     def line(self, available: int | None = None) -> str:
@@ -75,10 +88,9 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
     with checkpointing and one layer is whole at a time); flash or SDPA attention adds no square term.
     """
     with torch.device("meta"):
-        parameters = sum(
-            p.numel()
-            for p in AutoModelForImageTextToText.from_config(model_config, trust_remote_code=False).parameters()
-        )
+        model = AutoModelForImageTextToText.from_config(model_config, trust_remote_code=False)
+    parameters = sum(p.numel() for p in model.parameters())
+    units = [sum(p.numel() for p in module.parameters()) for module in sharded_units(model)]
     text = model_config.get_text_config()
     weight = {"float32": 4, "bfloat16": 2}[config.dtype]
     half = config.mixed_precision == "bf16" or config.dtype == "bfloat16"
@@ -110,7 +122,16 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
             "output layer, a chunk of logits": head + CHUNK_ELEMENTS * 4 * 3,
         },
         (prompts * config.max_prompt_length + decoded) * cached,
+        # Embeddings and output layer stay whole during a pass, and their gradient; two layers while one is computed.
+        gathered_update=(2 * (parameters - sum(units)) + 2 * max(units, default=0)) * compute,
+        gathered_rollout=parameters * compute,
     )
+
+
+def sharded_units(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that are gathered one at a time where a model is sharded: what it says must not be split."""
+    classes = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in classes]
 
 
 def device_memory(device: torch.device) -> int | None:

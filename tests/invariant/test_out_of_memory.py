@@ -192,7 +192,7 @@ def test_a_run_states_its_memory_plan(recipe, capfd):
 
 def test_the_plan_by_hand(fast_config, tmp_path):
     """The tiny model: width 64, 2 layers, 2 heads of 16 for keys and values, 128 entries in the vocabulary."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     model_config = AutoConfig.from_pretrained(build_tiny(tmp_path / "model"))
     text = model_config.get_text_config()
@@ -207,5 +207,13 @@ def test_the_plan_by_hand(fast_config, tmp_path):
     assert plan.update["activations, most tokens"] == layers * 17 * 4 * width * 1000
     # 64 completions of 20 tokens and their 32 prompts of 100: keys and values of each layer and head
     assert plan.rollout == 2 * layers * heads * (width // text.num_attention_heads) * 4 * (32 * 100 + 64 * 20)
+    model = AutoModelForImageTextToText.from_config(model_config)
+    blocks = [*model.model.language_model.layers, *model.model.visual.blocks]
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    # Whole on each GPU in an update: what is in no block, with its gradient, and two blocks; while sampling, everything.
+    updating = sum(plan.update.values()) + 4 * (2 * (plan.parameters - sum(sizes)) + 2 * max(sizes))
+    sampling = plan.rollout + 4 * plan.parameters
+    assert plan.sharded(4) == 16 * plan.parameters // 4 + max(updating, sampling)
+    assert plan.sharded(1) == plan.peak == 16 * plan.parameters + max(sum(plan.update.values()), plan.rollout)
     assert "That is more than there is" in plan.line(available=plan.peak - 1)
     assert "That is more than there is" not in plan.line(available=plan.peak)
