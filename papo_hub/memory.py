@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -163,10 +163,23 @@ class MicroBatchLimit:
             self._under_way = micro, micro.tokens(shared) * views, last
             yield micro, last
 
-    def retry(self, compute: Callable[[], T], exchanging: bool = False) -> T:
+    def in_step(
+        self, batch: Batch, shared: bool, views: int, passes: Callable[[int], int]
+    ) -> Iterator[tuple[Batch, float, bool]]:
+        """As `micros`, with the weight of each, 1; then the last again with weight 0, until there are passes(their number)
+        of them. Only the very last is said to be the last."""
+        own = sum(1 for _ in batch.micros(self.tokens // views, self.completions, shared))
+        count = passes(own)
+        for done, (micro, last) in enumerate(self.micros(batch, shared, views), 1):
+            yield micro, 1.0, done == count
+            if last:
+                for again in range(own + 1, count + 1):
+                    yield micro, 0.0, again == count
+
+    def retry(self, compute: Callable[[], T], exchanging: Literal["never", "last", "always"] = "never") -> T:
         """The result of `compute`, which goes through `micros`; it is called again with less at once where memory ends.
 
-        `exchanging`: processes exchange gradients in the last micro-batch, which one of them cannot repeat alone.
+        `exchanging`: in which micro-batches processes exchange something, so that one of them cannot repeat it alone.
         Raises MemoryExhausted there, and where a single completion is too much.
         """
         while True:
@@ -178,7 +191,7 @@ class MicroBatchLimit:
                 self._halve(str(error).splitlines()[0], exchanging)
             clear_device_cache(garbage_collection=True)  # out of the except block: the error holds on to tensors
 
-    def _halve(self, fault: str, exchanging: bool) -> None:
+    def _halve(self, fault: str, exchanging: str) -> None:
         micro, tokens, last = self._under_way
         smaller = max(tokens // 2, 1)
         if len(micro) == 1:
@@ -187,9 +200,9 @@ class MicroBatchLimit:
                 "activation_checkpointing: true, lower max_completion_length, max_prompt_length or max_pixels, or shard "
                 "the model, and go on with --resume_from_checkpoint latest."
             )
-        if exchanging and last:
+        if exchanging == "always" or (exchanging == "last" and last):
             raise MemoryExhausted(
-                f"out of memory with {tokens} tokens in the pass in which processes exchange gradients, which cannot be "
+                f"out of memory with {tokens} tokens in a pass in which processes exchange what they have, which cannot be "
                 f"repeated: {fault} Go on with --resume_from_checkpoint latest --max_tokens_per_micro_batch {smaller}"
             )
         self.tokens = smaller

@@ -28,16 +28,24 @@ from papo_hub.randomness import derived_generator
 from papo_hub.rollout import Sampling, TransformersEngine
 
 
-def export_model(folder: Path, model: torch.nn.Module, processor: Any, config: TrainConfig) -> None:
+def export_model(
+    folder: Path,
+    model: torch.nn.Module,
+    processor: Any,
+    config: TrainConfig,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """The trained model in its backbone's plain format, its config.json recording how it was trained.
 
+    `weights`: the model's state dict where it is not whole on this process.
     Written aside and renamed: a folder that is there is whole.
     """
     backbone = model.vlm if isinstance(model, PapoForConditionalGeneration) else model
     recorded = {name: getattr(config, name) for name in PERCEPTION_FIELDS}
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    PapoForConditionalGeneration.from_backbone(backbone, **recorded).save_pretrained(partial, as_backbone=True)
+    exported = PapoForConditionalGeneration.from_backbone(backbone, **recorded)
+    exported.save_pretrained(partial, as_backbone=True, state_dict=weights)
     processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

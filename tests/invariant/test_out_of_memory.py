@@ -179,9 +179,32 @@ def test_the_pass_that_exchanges_gradients_cannot_be_repeated_alone():
             if last:
                 raise torch.OutOfMemoryError(CUDA)
 
-    with pytest.raises(MemoryExhausted, match="exchange gradients.* --max_tokens_per_micro_batch 9$"):
-        limit.retry(compute, exchanging=True)
+    with pytest.raises(MemoryExhausted, match="exchange what they have.* --max_tokens_per_micro_batch 9$"):
+        limit.retry(compute, exchanging="last")
     assert seen == [False, True] and limit.tokens == 100
+
+
+def test_where_every_pass_exchanges_something_none_can_be_repeated_alone():
+    limit = MicroBatchLimit(100, 2, print)
+
+    def compute():
+        for _micro, last in limit.micros(batch_of([8, 8, 4, 4]), shared=True):
+            assert not last
+            raise torch.OutOfMemoryError(CUDA)
+
+    with pytest.raises(MemoryExhausted, match="exchange what they have"):
+        limit.retry(compute, exchanging="always")
+
+
+def test_processes_in_step_make_the_same_number_of_passes_and_count_each_completion_once():
+    limit, batch = MicroBatchLimit(100, 2, print), batch_of([8, 8, 4, 4])
+
+    def made(most):
+        passes = limit.in_step(batch, True, 1, lambda own: max(own, most))
+        return [(len(micro), weight, last) for micro, weight, last in passes]
+
+    assert made(0) == [(2, 1.0, False), (2, 1.0, True)]
+    assert made(4) == [(2, 1.0, False), (2, 1.0, False), (2, 0.0, False), (2, 0.0, True)]
 
 
 def test_a_run_states_its_memory_plan(recipe, capfd):
