@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from papo_hub.head import Views, head_views
+from papo_hub.head import Views, head_views, unreadable
 from papo_hub.logprobs import append_completions, prompt_inputs
 from papo_hub.shared_prefix import bare, hidden_states, misfit, packed_row, run_inside
 
@@ -67,10 +67,8 @@ def unreadable_head(model: nn.Module) -> str | None:
     """Why hidden states and the output layer's matrix do not give the logits; None where they do."""
     vlm = bare(model)
     head, text = vlm.get_output_embeddings(), vlm.config.get_text_config()
-    if type(head) is not nn.Linear:
-        return f"the output layer is a {type(head).__name__}"
-    if head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"):
-        return "the output layer has hooks"
+    if (reason := unreadable(head)) is not None:
+        return reason
     for name, without in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
         if getattr(text, name, without) not in (without, None):
             return f"the model changes its logits by {name}"

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from papo_hub.files import is_full, remove_folder, replace_folder
 from papo_hub.lora import adapted, save_adapter
 from papo_hub.parts import trainable
+from papo_hub.sharding import divided_like, whole_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -45,21 +46,23 @@ def save_checkpoint(
     step: int,
     model: torch.nn.Module,
     processor: Any,
-    optimizer: torch.optim.Optimizer,
+    moments: dict[str, torch.Tensor],
     state: dict[str, Any],
     keep: int,
     healthy: int | None = None,
     unfinished: Path | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write `step-<step>` under `folder`, then remove older ones. Runs on the main process.
 
     Args:
         step: rollout batches finished.
-        model: the bare model. optimizer: of `trainable(model)`, in its order.
+        model: the bare model. moments: see `named_moments`.
         state: JSON-able; what `load_state` gives back.
         keep: how many checkpoints stay, this one among them.
         healthy: the newest checkpoint of a step up to this one stays besides.
         unfinished: a folder with what there is of the next step; its files go along.
+        weights: the model's state dict where it is not whole on this process.
 
     Raises CheckpointError where the disk does not take it; what was there before is then untouched.
     """
@@ -71,9 +74,9 @@ def save_checkpoint(
         if adapted(model):
             save_adapter(model, partial)
         else:
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
-        save_file(_named_moments(model, optimizer), partial / OPTIMIZER)
+        save_file(moments, partial / OPTIMIZER)
         for file in [] if unfinished is None else unfinished.iterdir():
             file.rename(partial / file.name)
         files = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
@@ -204,7 +207,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the saved moments back into an optimizer. Raises CheckpointError where they belong to other parameters."""
-    index = {name: i for i, name in enumerate(trainable(model))}
+    parameters = trainable(model)
+    index = {name: i for i, name in enumerate(parameters)}
     moments: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(checkpoint / OPTIMIZER, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (not a dict)
@@ -213,17 +217,24 @@ def load_optimizer(checkpoint: Path, model: torch.nn.Module, optimizer: torch.op
                 raise CheckpointError(
                     f"{checkpoint / OPTIMIZER} holds {name}, which this model does not have or train."
                 )
-            moments.setdefault(index[name], {})[moment] = file.get_tensor(key)
+            value = divided_like(file.get_tensor(key), parameters[name])
+            moments.setdefault(index[name], {})[moment] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _named_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def named_moments(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state as "parameter/moment" → whole tensor on the CPU; {} on a process that does not `keep` it. Runs
+    on every rank. `optimizer`: of `trainable(model)`, in its order."""
     names = list(trainable(model))
-    return {
-        f"{names[i]}/{moment}": value.detach().cpu().contiguous().clone()
-        for i, moments in optimizer.state_dict()["state"].items()
-        for moment, value in moments.items()
-    }
+    found = {}
+    for i, moments in optimizer.state_dict()["state"].items():
+        for moment, value in moments.items():
+            tensor = whole_tensor(value.detach())
+            if keep:
+                found[f"{names[i]}/{moment}"] = tensor.cpu().contiguous().clone()
+    return found
 
 
 def _checksum(file: Path) -> dict[str, Any]:

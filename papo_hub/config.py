@@ -456,8 +456,13 @@ def is_repository_id(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 96 and re.fullmatch(pattern, value, re.ASCII) is not None
 
 
-def check_processes(config: TrainConfig, num_processes: int) -> None:
-    """Refuse batches that do not divide among the processes. Raises ConfigError."""
+def check_processes(config: TrainConfig, num_processes: int, sharded: bool = False) -> None:
+    """Refuse batches that do not divide among the processes, and adapters where they share one model. Raises ConfigError."""
+    if sharded and config.lora_rank > 0:
+        raise ConfigError(
+            f"lora_rank: {config.lora_rank} is not trained on a model that is divided among GPUs; with adapters a GPU holds "
+            "a model of its own, so start with accelerate_configs/ddp.yaml, or write lora_rank: 0."
+        )
     prompts = config.prompts_per_update
     if prompts % num_processes:
         raise ConfigError(

@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from papo_hub.config import TrainConfig, notices
 from papo_hub.data import describe
-from papo_hub.memory import MemoryPlan, memory_plan
+from papo_hub.memory import GPUS, MemoryPlan, memory_plan
 from papo_hub.modeling import read_config
 from papo_hub.plugins import PerceptionPlugin
 from papo_hub.preparation import check_model, columns, prompt_suffix, recipe_processor, steps_of, training_rows
@@ -16,6 +16,7 @@ from papo_hub.rows import DataError
 # Where the Hub is out of reach: the sizes of the models that the recipes name, as their config.json has them.
 KNOWN = {
     "Qwen/Qwen2.5-VL-3B-Instruct": {
+        "model_type": "qwen2_5_vl",
         "text_config": {
             "vocab_size": 151936,
             "hidden_size": 2048,
@@ -33,17 +34,59 @@ KNOWN = {
             "out_hidden_size": 2048,
         },
         "tie_word_embeddings": True,
-    }
+    },
+    "Qwen/Qwen2.5-VL-7B-Instruct": {
+        "model_type": "qwen2_5_vl",
+        "text_config": {
+            "vocab_size": 152064,
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+        },
+        "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen3-VL-2B-Thinking": {
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+        "tie_word_embeddings": True,
+    },
 }
 
 SUSTAINED = 50e12  # FLOP a second, assumed: a third of what a card of 24 GB does at its best in bfloat16 (about 150)
 
 
-def dry_run_report(config: TrainConfig, num_processes: int = 1) -> str:
+def dry_run_report(config: TrainConfig) -> str:
     """The report as text. Raises ConfigError or DataError for what would stop the real run, as far as it can be seen."""
     model_config, source = _model_config(config)
     plan = memory_plan(config, model_config, source)
-    parts = [_arithmetic(config, num_processes), _data(config), f"{plan.table()}\n{_work(config, plan)}"]
+    parts = [_arithmetic(config), _data(config), f"{plan.table()}\n{_work(config, plan)}"]
     parts += [f"note: {notice}" for notice in notices(config)]
     return "\n\n".join([*parts, "Nothing was trained: this was a dry run."])
 
@@ -54,19 +97,21 @@ def _model_config(config: TrainConfig) -> tuple[PreTrainedConfig, str]:
             return read_config(config.model_name_or_path, revision=config.model_revision), "its config.json"
         except OSError:
             sizes = KNOWN[config.model_name_or_path]
-            return AutoConfig.for_model("qwen2_5_vl", **sizes), "sizes known here (the Hub is out of reach)"
+            return AutoConfig.for_model(**sizes), "sizes known here (the Hub is out of reach)"
     check_model(config)
     return read_config(config.model_name_or_path, revision=config.model_revision), "its config.json"
 
 
-def _arithmetic(config: TrainConfig, num_processes: int) -> str:
+def _arithmetic(config: TrainConfig) -> str:
     completions = config.prompts_per_update * config.num_generations
+    fitting = [gpus for gpus in GPUS if config.prompts_per_update % gpus == 0]
+    shares = ", ".join(f"{completions // gpus} on {gpus}" for gpus in fitting)
     return (
         f"objective     {config.objective}: gamma {config.gamma}, eta {config.eta_clean}/{config.eta_masked}, "
         f"beta {config.beta}, clip {config.epsilon}/{config.epsilon_high}\n"
         f"a step        {config.prompts_per_step} prompts × {config.num_generations} completions, "
         f"{config.updates_per_step} updates of {completions} completions\n"
-        f"an update     {completions // num_processes} completions a process, in micro-batches of at most "
+        f"an update     the same on any number of processes: {shares}; each in micro-batches of at most "
         f"{config.max_tokens_per_micro_batch} tokens"
         + (f" and {config.micro_batch_size} completions" if config.micro_batch_size else "")
     )

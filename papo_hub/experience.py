@@ -20,6 +20,7 @@ from papo_hub.objectives.shaping import TOKEN_WEIGHTINGS
 from papo_hub.plugins import PapoAccelerator
 from papo_hub.randomness import derived_generator
 from papo_hub.rollout import RolloutEngine
+from papo_hub.sharding import whole
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.stream import PromptStream
 from papo_hub.unfinished import StepUnderWay
@@ -68,6 +69,11 @@ def collect(
         TooManyUnusableRows: from the stream.
         MemoryExhausted: a single completion does not fit.
     """
+    with whole(policy):
+        return _collect(policy, reference, engine, stream, accelerator, config, step, limit, interruption)
+
+
+def _collect(policy, reference, engine, stream, accelerator, config, step, limit, interruption) -> StepUnderWay | None:
     start = time.perf_counter()
     sampled = _sample(engine, stream, accelerator, config, step, interruption)
     if sampled is None:

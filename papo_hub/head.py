@@ -8,20 +8,57 @@ and at least in float32.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 2**24  # logits at a time: 64 MiB in float32
+T = TypeVar("T")
+
+
+def as_forward(module: nn.Module, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """function(*args, **kwargs) as if it were the module's forward, so that the hooks around it gather its weights."""
+    called = unwrapped(module)
+    replaced = vars(called).get("forward")  # accelerate may have put its own there
+    called.forward = function
+    try:
+        return module(*args, **kwargs)
+    finally:
+        if replaced is None:
+            del called.forward
+        else:
+            called.forward = replaced
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(module, "module", None), nn.Module):
+        module = inner
+    return module
+
+
+def unreadable(head: nn.Module | None) -> str | None:
+    """Why the matrix of an output layer is not all there is to it; None where it is."""
+    sharded = isinstance(head, FSDPModule)  # a class of its own, and hooks that gather the matrix
+    if not (isinstance(head, nn.Linear) if sharded else type(head) is nn.Linear):
+        return f"the output layer is a {type(head).__name__}"
+    if not sharded and (head._forward_hooks or head._forward_pre_hooks) or hasattr(head, "_hf_hook"):
+        return "the output layer has hooks"
+    return None
 
 
 def head_logprobs(hidden: Tensor, head: nn.Linear, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) at `ids`. (N, d), (N,) → (N,), with gradient."""
-    return _Head.apply(hidden, head.weight, head.bias, ids, temperature, _computed_in(hidden, head))
+
+    def forward(hidden: Tensor) -> Tensor:
+        return _Head.apply(hidden, head.weight, head.bias, ids, temperature, _computed_in(hidden, head))
+
+    return as_forward(head, forward, hidden)
 
 
 class Views(NamedTuple):
@@ -53,6 +90,12 @@ def head_views(
     """
     if divergence not in ("kl", "js"):
         raise ValueError(f"divergence is {divergence!r}: write kl or js")
+    return as_forward(head, lambda *states: _views(*states, head, ids, temperature, divergence), hidden, masked_hidden)
+
+
+def _views(
+    hidden: Tensor, masked_hidden: Tensor, head: nn.Linear, ids: Tensor, temperature: float, divergence: str
+) -> Views:
     live = masked_hidden.requires_grad and torch.is_grad_enabled()
     dtype, chunks = _computed_in(hidden, head), _chunks(len(hidden), len(head.weight))
     weight, bias = head.weight, head.bias

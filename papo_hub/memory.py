@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -17,6 +17,7 @@ from papo_hub.lora import add_adapter
 from papo_hub.parts import freeze, trainable
 
 GIB = 2**30
+GPUS = (1, 2, 4, 8)
 T = TypeVar("T")
 
 
@@ -26,7 +27,7 @@ class MemoryExhausted(RuntimeError):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of one process that trains alone, computed, not measured."""
+    """Bytes of one GPU, computed, not measured."""
 
     parameters: int  # of the model, without adapters
     trained: int  # those that learn: all, those that are not frozen, or the adapters'
@@ -34,15 +35,25 @@ class MemoryPlan:
     resident: dict[str, int]  # there all the time
     update: dict[str, int]  # besides, at most, in a forward and backward pass
     rollout: int  # besides, at most, while sampling: keys and values
+    gathered_update: int  # besides, where the model is sharded: the weights that a pass holds whole
+    gathered_rollout: int  # the same while sampling: all of them
 
     @property
     def peak(self) -> int:
-        return sum(self.resident.values()) + max(sum(self.update.values()), self.rollout)
+        return self.sharded(1)
+
+    def sharded(self, gpus: int) -> int:
+        """The most that each of these GPUs holds when weights, gradients and optimizer are divided among them; every GPU
+        has micro-batches and keys and values of its own."""
+        whole = (self.gathered_update, self.gathered_rollout) if gpus > 1 else (0, 0)
+        share = sum(self.resident.values()) // gpus
+        return share + max(sum(self.update.values()) + whole[0], self.rollout + whole[1])
 
     def table(self) -> str:
         """Every part on a line, for a dry run."""
         lines = [
-            f"memory        {self.parameters / 1e9:.2f} billion parameters, from {self.source}; one process, nothing sharded"
+            f"memory        {self.parameters / 1e9:.2f} billion parameters, from {self.source}; a GPU alone, or one of several "
+            "with a model each"
         ]
         if self.trained != self.parameters:
             lines.append(f"              {self.trained / 1e6:,.1f} million parameters are trained")
@@ -53,6 +64,10 @@ class MemoryPlan:
         lines.append(
             f"              {'rollout, at most (keys and values)':<34}{(resident + self.rollout) / GIB:8.1f} GiB"
         )
+        if self.resident["adapters (LoRA)"]:  # not trained on a sharded model
+            return "\n".join(lines)
+        shares = ", ".join(f"{_gib(self.sharded(gpus))} of each of {gpus}" for gpus in GPUS[1:])
+        lines.append(f"              sharded (accelerate_configs/fsdp2.yaml), at most {shares} GPUs")
         return "\n".join(lines)
 
     def line(self, available: int | None = None) -> str:
@@ -82,6 +97,7 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(model_config, trust_remote_code=False)
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        units = [sum(p.numel() for p in module.parameters()) for module in sharded_units(model)]
         freeze(model, config.frozen_parts)
         if adapter := config.lora_rank > 0:
             add_adapter(model, config)
@@ -121,7 +137,16 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
             "output layer, a chunk of logits": head + CHUNK_ELEMENTS * 4 * 3,
         },
         (prompts * config.max_prompt_length + decoded) * cached,
+        # Embeddings and output layer stay whole during a pass, and their gradient; two layers while one is computed.
+        gathered_update=(2 * (parameters - sum(units)) + 2 * max(units, default=0)) * compute,
+        gathered_rollout=parameters * compute,
     )
+
+
+def sharded_units(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that are gathered one at a time where a model is sharded: what it says must not be split."""
+    classes = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in classes]
 
 
 def device_memory(device: torch.device) -> int | None:
@@ -153,10 +178,23 @@ class MicroBatchLimit:
             self._under_way = micro, micro.tokens(shared) * views, last
             yield micro, last
 
-    def retry(self, compute: Callable[[], T], exchanging: bool = False) -> T:
+    def in_step(
+        self, batch: Batch, shared: bool, views: int, passes: Callable[[int], int]
+    ) -> Iterator[tuple[Batch, float, bool]]:
+        """As `micros`, with the weight of each, 1; then the last again with weight 0, until there are passes(their number)
+        of them. Only the very last is said to be the last."""
+        own = sum(1 for _ in batch.micros(self.tokens // views, self.completions, shared))
+        count = passes(own)
+        for done, (micro, last) in enumerate(self.micros(batch, shared, views), 1):
+            yield micro, 1.0, done == count
+            if last:
+                for again in range(own + 1, count + 1):
+                    yield micro, 0.0, again == count
+
+    def retry(self, compute: Callable[[], T], exchanging: Literal["never", "last", "always"] = "never") -> T:
         """The result of `compute`, which goes through `micros`; it is called again with less at once where memory ends.
 
-        `exchanging`: processes exchange gradients in the last micro-batch, which one of them cannot repeat alone.
+        `exchanging`: in which micro-batches processes exchange something, so that one of them cannot repeat it alone.
         Raises MemoryExhausted there, and where a single completion is too much.
         """
         while True:
@@ -168,7 +206,7 @@ class MicroBatchLimit:
                 self._halve(str(error).splitlines()[0], exchanging)
             clear_device_cache(garbage_collection=True)  # out of the except block: the error holds on to tensors
 
-    def _halve(self, fault: str, exchanging: bool) -> None:
+    def _halve(self, fault: str, exchanging: str) -> None:
         micro, tokens, last = self._under_way
         smaller = max(tokens // 2, 1)
         if len(micro) == 1:
@@ -177,9 +215,9 @@ class MicroBatchLimit:
                 "activation_checkpointing: true, lower max_completion_length, max_prompt_length or max_pixels, or shard "
                 "the model, and go on with --resume_from_checkpoint latest."
             )
-        if exchanging and last:
+        if exchanging == "always" or (exchanging == "last" and last):
             raise MemoryExhausted(
-                f"out of memory with {tokens} tokens in the pass in which processes exchange gradients, which cannot be "
+                f"out of memory with {tokens} tokens in a pass in which processes exchange what they have, which cannot be "
                 f"repeated: {fault} Go on with --resume_from_checkpoint latest --max_tokens_per_micro_batch {smaller}"
             )
         self.tokens = smaller

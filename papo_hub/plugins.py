@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, KwargsHandler, broadcast_object_list
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, KwargsHandler, broadcast_object_list
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from papo_hub.config import TrainConfig, check_perception, check_ranges, check_rollout, coerce
 from papo_hub.masking import DiffusionNoise, RandomPatchMask, ViewMaker
@@ -28,8 +29,15 @@ from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
 from papo_hub.rewards import accuracy_rewards, combine, format_reward
 from papo_hub.rollout import Sampling, TransformersEngine
 from papo_hub.semantic_masking import SemanticPatchMask
+from papo_hub.sharding import is_sharded
 
 # How long processes wait for one that is there but does not come: the main one may save, measure or download meanwhile.
+SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.FSDP,
+)
 PATIENCE = datetime.timedelta(hours=1)
 T = TypeVar("T")
 DEFAULT_WEIGHTS = Weights()  # the paper's clip range, no reference KL
@@ -201,7 +209,7 @@ class PapoAccelerator(Accelerator):
     """An `Accelerator` with the PAPO plugins: `perception_plugin`, `rollout_plugin`, `reward_plugin`.
 
     Raises ValueError for `gradient_accumulation_steps` other than 1: the denominators already span the micro-batches, and
-    `Accelerator.backward` would divide once more.
+    `Accelerator.backward` would divide once more; and for what divides a model otherwise than FSDP2.
     """
 
     def __init__(
@@ -218,6 +226,17 @@ class PapoAccelerator(Accelerator):
             raise ValueError(
                 "Leave gradient_accumulation_steps at 1: micro-batches are accumulated by global denominators."
             )
+        if self.distributed_type not in SUPPORTED or (
+            self.distributed_type == DistributedType.FSDP and not self.is_fsdp2
+        ):
+            raise ValueError(
+                f"distributed_type: {self.distributed_type.value} is not supported here; to divide a model among GPUs, use "
+                "accelerate_configs/fsdp2.yaml (FSDP with fsdp_version: 2)."
+            )
+        if self.is_fsdp2 and self.mixed_precision == "bf16":
+            # accelerate's own policy would also round gradients while they are summed, and the log-probs.
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            self.state.fsdp_plugin.mixed_precision_policy = policy
         self.perception_plugin = perception_plugin or PerceptionPlugin()
         self.rollout_plugin = rollout_plugin or RolloutPlugin()
         self.reward_plugin = reward_plugin or RewardPlugin()
@@ -252,6 +271,7 @@ def on_main(accelerator: Accelerator, compute: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def syncing(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Iterator[None]:
-    """Exchange gradients between processes only in the last micro-batch of an update."""
-    with contextlib.nullcontext() if last else accelerator.no_sync(model):
+    """Exchange gradients between processes only in the last micro-batch of an update; those of a model that is divided
+    among processes in each, since no process has room for all of them."""
+    with contextlib.nullcontext() if last or is_sharded(model) else accelerator.no_sync(model):
         yield

@@ -31,19 +31,26 @@ from papo_hub.randomness import derived_generator
 from papo_hub.rollout import Sampling, TransformersEngine
 
 
-def export_model(folder: Path, model: torch.nn.Module, processor: Any, config: TrainConfig) -> None:
+def export_model(
+    folder: Path,
+    model: torch.nn.Module,
+    processor: Any,
+    config: TrainConfig,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """The trained model in its backbone's plain format, its config.json recording how it was trained; an adapter merged into
     it, in float32, and in `adapter` beside it as it is.
 
+    `weights`: the model's state dict where it is not whole on this process.
     Written aside and renamed: a folder that is there is whole.
     """
     backbone = model.vlm if isinstance(model, PapoForConditionalGeneration) else model
     recorded = {name: getattr(config, name) for name in PERCEPTION_FIELDS}
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    wrapper = PapoForConditionalGeneration.from_backbone(backbone, **recorded)
+    exported = PapoForConditionalGeneration.from_backbone(backbone, **recorded)
     if adapted(model):
-        wrapper.save_pretrained(partial, as_backbone=True, state_dict=dict(merged_weights(backbone)))
+        exported.save_pretrained(partial, as_backbone=True, state_dict=dict(merged_weights(backbone)))
         description = json.loads((partial / "config.json").read_text(encoding="utf-8"))
         description["dtype"] = "float32"  # that of the merged weights, where the model's may be bfloat16
         (partial / "config.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -52,7 +59,7 @@ def export_model(folder: Path, model: torch.nn.Module, processor: Any, config: T
         processor.save_pretrained(aside)
         replace_folder(aside, folder.with_name("adapter"))
     else:
-        wrapper.save_pretrained(partial, as_backbone=True)
+        exported.save_pretrained(partial, as_backbone=True, state_dict=weights)
     processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

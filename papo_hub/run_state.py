@@ -14,6 +14,7 @@ from papo_hub.config import TrainConfig
 from papo_hub.guard import Guard
 from papo_hub.memory import MicroBatchLimit
 from papo_hub.preparation import load_model
+from papo_hub.sharding import divided_like
 from papo_hub.stream import PromptStream
 
 PARTS = ("scheduler", "stream", "guard", "limit")
@@ -61,6 +62,8 @@ class RunState:
     def go_back(self, checkpoint: Path | None, config: TrainConfig) -> None:
         """To an earlier checkpoint of the same run, weights included, with half of γ from there on."""
         lowered = self.gamma_factor / 2
-        self.model.load_state_dict(load_model(config, checkpoint).state_dict())
+        own = self.model.state_dict()
+        loaded = load_model(config, checkpoint).state_dict()
+        self.model.load_state_dict({name: divided_like(value, own[name]) for name, value in loaded.items()})
         self.load(checkpoint)
         self.gamma_factor = lowered

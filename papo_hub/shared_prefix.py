@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from papo_hub.head import head_logprobs
+from papo_hub.head import as_forward, head_logprobs, unreadable, unwrapped
 from papo_hub.logprobs import PER_TOKEN, padded_logprobs, stacked
 from papo_hub.prefix_attention import Packing, extend
 
@@ -174,27 +174,12 @@ def hidden_states(vlm: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
 def run_inside(model: nn.Module, function: Callable[[PreTrainedModel, dict], Tensor], inputs: dict[str, Any]) -> Tensor:
     """function(vlm, inputs) as if it were the model's forward, so that what wraps the model (DDP, FSDP, DeepSpeed) gathers
     weights and reduces gradients around it."""
-    outer = _unwrapped(model)
-    replaced = vars(outer).get("forward")  # accelerate may have put its own there
-    outer.forward = lambda **inputs: function(bare(outer), inputs)
-    try:
-        return model(**inputs)
-    finally:
-        if replaced is None:
-            del outer.forward
-        else:
-            outer.forward = replaced
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    return model
+    return as_forward(model, lambda **inputs: function(bare(model), inputs), **inputs)
 
 
 def bare(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model with an output layer, inside accelerate's wrapper, PEFT's and papo_hub's own."""
-    model = _unwrapped(model)
+    model = unwrapped(model)
     if hasattr(model, "get_base_model"):  # PEFT: its adapters are layers of the model that it wraps
         model = model.get_base_model()
     return getattr(model, "vlm", model)
@@ -217,15 +202,11 @@ def misfit(model: nn.Module) -> str | None:
         return f"{kind} has layers of {', '.join(sorted(layers))}"
     if text._attn_implementation != "sdpa" and "flash" not in str(text._attn_implementation):
         return f"attn_implementation is {text._attn_implementation}; sdpa and flash attention can"
-    if hasattr(_unwrapped(model), "prompt_encoder"):
+    if hasattr(unwrapped(model), "prompt_encoder"):
         return "PEFT puts virtual tokens in front of the prompt"
     if getattr(text, "attention_dropout", 0) and model.training:
         return "attention_dropout is not 0"
-    if type(head) is not nn.Linear:
-        return f"the output layer is a {type(head).__name__}"
-    if head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"):
-        return "the output layer has hooks"
-    return None
+    return unreadable(head)
 
 
 _said: set[str] = set()

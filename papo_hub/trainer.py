@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from papo_hub.batch import Batch
 from papo_hub.both_views import both_views
-from papo_hub.checkpoint import forget_after, is_unfinished, last_good, rotate, save_checkpoint
+from papo_hub.checkpoint import forget_after, is_unfinished, last_good, named_moments, rotate, save_checkpoint
 from papo_hub.config import TrainConfig, check_processes, notices
 from papo_hub.evaluation.training import HeldOut
 from papo_hub.experience import collect
@@ -59,6 +59,7 @@ from papo_hub.preparation import (
 from papo_hub.redaction import redacted
 from papo_hub.report import export_model, finish_run
 from papo_hub.run_state import RunState
+from papo_hub.sharding import in_step, is_sharded, whole, whole_tensor, whole_weights
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.tracking import RunLog, row, tracker_options, trackers
 from papo_hub.unfinished import StepUnderWay
@@ -106,7 +107,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         step_scheduler_with_optimizer=False,
     )
     perception, rollout = accelerator.perception_plugin, accelerator.rollout_plugin
-    check_processes(config, accelerator.num_processes)
+    check_processes(config, accelerator.num_processes, accelerator.is_fsdp2)
     check_model(config)
     run = Path(config.output_dir)
     checkpoint = chosen_checkpoint(run, config, accelerator)
@@ -154,24 +155,26 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     accelerator.init_trackers("papo_hub", config=redacted(asdict(config)), init_kwargs=tracker_options(run_name))
     uploads = Uploads(run, config, log.say) if accelerator.is_main_process else None
     if held_out is not None and checkpoint is None:
-        held_out.measure(run, "before", engine, policy, processor, accelerator, config.model_name_or_path)
+        with whole(policy):
+            held_out.measure(run, "before", engine, policy, processor, accelerator, config.model_name_or_path)
 
     def gradients(objective: Objective, update: Batch, counts: Counts) -> dict[str, Tensor] | None:
         """All forward and backward passes of an update; its token sums, or None on every rank: the run is to stop."""
         optimizer.zero_grad()  # what an attempt left that ran out of memory
         sums: dict[str, Tensor] = {}
-        for micro, last in limit.micros(update, shared, views=1 + len(perception.views) if perception.live else 1):
+        at_once = 1 + len(perception.views) if perception.live else 1
+        for micro, weight, last in limit.in_step(update, shared, at_once, partial(in_step, accelerator, policy)):
             if last and interruption.agreed(accelerator):  # before the processes exchange gradients
                 return None
-            if interruption.requested:
+            if interruption.requested and not is_sharded(policy):
                 continue
             with syncing(accelerator, policy, last):
                 with accelerator.autocast():  # what runs beside the wrapped forward, too
                     logprobs = views(policy, micro, perception, config.temperature)
                 loss, micro_sums = objective(logprobs, counts)
                 # Processes average their gradients; the denominators are already global, so undo the average.
-                accelerator.backward(loss * accelerator.num_processes)
-            sums = {name: sums.get(name, 0) + value for name, value in micro_sums.items()}
+                accelerator.backward(loss * accelerator.num_processes * weight)
+            sums = {name: sums.get(name, 0) + value * weight for name, value in micro_sums.items()}
         return sums
 
     def alignment(objective: Objective, update: Batch, counts: Counts) -> float | None:
@@ -207,7 +210,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         started = time.perf_counter()
         for update in [] if under_way is None else under_way.remaining(config.updates_per_step):
             counts = global_counts(accelerator, update.completion_mask)
-            exchanging = accelerator.num_processes > 1
+            exchanging = "always" if is_sharded(policy) else "last" if accelerator.num_processes > 1 else "never"
             if config.alignment_steps and step % config.alignment_steps == 0 and under_way.updates == 0:
                 measure = partial(alignment, objective, update, counts)
                 under_way.metrics["objective/alignment"] = limit.retry(measure, exchanging)
@@ -290,14 +293,16 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     if accelerator.is_main_process and (newest := last_good(folder, max_steps)) is not None:
         # A kill may have left a part of the last rotation.
         rotate(folder, newest, config.save_total_limit, healthy_until(state, config))
-    if held_out is not None:
-        held_out.measure(run, "after", engine, policy, processor, accelerator, config.model_name_or_path)
-    if accelerator.is_main_process:
-        export_model(run / "model", model, processor, config)
-        examples = held_out.examples(processor) if held_out is not None else []
-        finish_run(run, model, processor, examples or stream.take(1), config)
-        uploads.finish()
-    accelerator.wait_for_everyone()
+    weights = whole_weights(model, accelerator.is_main_process)
+    with whole(policy):
+        if held_out is not None:
+            held_out.measure(run, "after", engine, policy, processor, accelerator, config.model_name_or_path)
+        if accelerator.is_main_process:
+            export_model(run / "model", model, processor, config, weights)
+            examples = held_out.examples(processor) if held_out is not None else []
+            finish_run(run, model, processor, examples or stream.take(1), config)
+            uploads.finish()
+        accelerator.wait_for_everyone()
     end()
     return run
 
@@ -324,6 +329,10 @@ def save(
         under_way.save(shares, accelerator.process_index)
         accelerator.wait_for_everyone()
 
+    # Gathered by all processes, kept by the one that writes.
+    main = accelerator.is_main_process
+    weights, moments = whole_weights(state.model, main), named_moments(state.model, state.optimizer, main)
+
     def write() -> Path:
         here = last_good(folder, state.step)
         if position is not None and under_way is None and here is not None and here.name == f"step-{state.step:06d}":
@@ -336,11 +345,12 @@ def save(
             state.step,
             state.model,
             processor,
-            state.optimizer,
+            moments,
             moving,
             config.save_total_limit,
             healthy_until(state, config),
             None if under_way is None else shares,
+            weights,
         )
 
     return on_main(accelerator, write)
@@ -360,7 +370,7 @@ def cosine(one: list[Tensor], other: list[Tensor]) -> float | None:
     """Of two directions in the space of all parameters; None where one of them is zero."""
 
     def product(a: list[Tensor], b: list[Tensor]) -> float:
-        return sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)).item()
+        return whole_tensor(sum((x.double() * y.double()).sum() for x, y in zip(a, b, strict=True))).item()
 
     lengths = math.sqrt(product(one, one) * product(other, other))
     return product(one, other) / lengths if lengths > 0 and math.isfinite(lengths) else None

@@ -16,7 +16,7 @@ LAYERS = {
     "statistics metrics",
     1: "modeling",
     2: "parts lora rows data stream digits head logprobs prefix_attention shared_prefix both_views semantic_masking rollout",
-    3: "experience trainer run_state unfinished checkpoint interruption memory guard preparation dry_run warmup "
+    3: "experience trainer run_state unfinished checkpoint sharding interruption memory guard preparation dry_run warmup "
     "report tracking plugins evaluation hub card dataset drawing figures",
     5: "cli ending",
 }

@@ -20,7 +20,7 @@ FULL = "Qwen/Qwen2.5-VL-3B-Instruct"
 def plan_of(command: str):
     recipe, *options = shlex.split(command)
     config = load_config(ROOT / "recipes/qwen2_5_vl_3b" / recipe, parse_overrides(options))
-    return config, memory_plan(config, AutoConfig.for_model("qwen2_5_vl", **KNOWN[FULL]))
+    return config, memory_plan(config, AutoConfig.for_model(**KNOWN[FULL]))
 
 
 def test_the_memory_table_is_computed():

@@ -11,15 +11,22 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from papo_hub.cli import train_command
 from papo_hub.config import TrainConfig, load_config, read_recipe
+from papo_hub.dry_run import KNOWN
+from papo_hub.memory import GIB, memory_plan
 from papo_hub.objectives import OBJECTIVES
+from papo_hub.tracking import read_metrics
+from papo_hub.trainer import train
 from papo_hub.warmup import WarmupConfig
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "recipes"
 TRAINING = sorted(path for path in RECIPES.glob("*/*.yaml") if path.name != "warmup.yaml")
+FULL_SIZE = [path for path in TRAINING if path.parent.name != "tiny"]
+WHOLE = [path for path in FULL_SIZE if not path.stem.endswith("_lora")]  # all parameters are trained
 
 # (a sibling, its twin): the keys in which they differ.
 DIFFERENCES = {
@@ -43,6 +50,25 @@ DIFFERENCES = {
         "output_dir", "dtype", "lora_rank", "learning_rate",
     },
     ("qwen2_5_vl_3b/papo_g_lora.yaml", "qwen2_5_vl_3b/grpo_lora.yaml"): {"objective", "output_dir", "gamma"},
+    ("qwen2_5_vl_3b/papo_g.yaml", "qwen2_5_vl_3b/grpo.yaml"): {"objective", "output_dir", "gamma"},
+    ("qwen2_5_vl_7b/papo_g.yaml", "qwen2_5_vl_7b/grpo.yaml"): {
+        "objective", "output_dir", "gamma", "eta_clean", "eta_masked",
+    },
+    ("qwen3_vl_2b/papo_g.yaml", "qwen3_vl_2b/grpo.yaml"): {"objective", "output_dir", "gamma"},
+    ("qwen2_5_vl_7b/papo_g.yaml", "qwen2_5_vl_3b/papo_g.yaml"): {
+        "model_name_or_path", "output_dir", "eta_clean", "eta_masked",
+    },
+    ("qwen2_5_vl_7b/papo_d.yaml", "qwen2_5_vl_3b/papo_d.yaml"): {"model_name_or_path", "output_dir"},
+    ("qwen3_vl_2b/papo_g.yaml", "qwen2_5_vl_3b/papo_g.yaml"): {"model_name_or_path", "output_dir", "gamma"},
+    ("qwen3_vl_2b/papo_d.yaml", "qwen2_5_vl_3b/papo_d.yaml"): {"model_name_or_path", "output_dir"},
+} | {
+    (f"{model}/{first}.yaml", f"{model}/{second}.yaml"): keys
+    for model in ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_2b")
+    for first, second, keys in (
+        ("papo_d", "dapo", {"objective", "output_dir", "gamma", "eta_clean", "eta_masked"}),
+        ("grpo", "dapo", {"objective", "output_dir", "beta", "epsilon_high"}),
+        ("papo_g_no_ref", "papo_d", {"objective", "output_dir", "epsilon_high"}),
+    )
 }  # fmt: skip
 
 # arXiv 2507.06448 v5, section 4 and appendix, and the official example script: PAPO-G on the 3B model (PAPO-H).
@@ -90,12 +116,74 @@ def test_the_3b_recipe_holds_the_papers_values():
     assert {key: getattr(config, key) for key in PAPER_3B} == PAPER_3B
 
 
-def test_the_3b_recipe_passes_a_dry_run(capsys):
-    assert train_command(["--config", str(RECIPES / "qwen2_5_vl_3b" / "papo_g.yaml"), "--dry_run"]) == 0
+# arXiv 2507.06448 v5, the table of hyper-parameters: gamma, eta, beta, epsilon_high.
+@pytest.mark.parametrize(
+    ("recipe", "values"),
+    [
+        ("qwen2_5_vl_3b/grpo", (0.0, 0.0, 0.01, 0.3)),
+        ("qwen2_5_vl_3b/dapo", (0.0, 0.0, 0.0, 0.28)),
+        ("qwen2_5_vl_3b/papo_d", (0.01, 0.03, 0.0, 0.28)),
+        ("qwen2_5_vl_3b/papo_g_no_ref", (0.01, 0.03, 0.0, 0.3)),
+        ("qwen2_5_vl_7b/papo_g", (0.02, 0.05, 0.01, 0.3)),
+        ("qwen2_5_vl_7b/papo_d", (0.01, 0.03, 0.0, 0.28)),
+        ("qwen2_5_vl_7b/papo_g_no_ref", (0.01, 0.03, 0.0, 0.3)),
+        ("qwen3_vl_2b/papo_g", (0.01, 0.0, 0.01, 0.3)),
+    ],
+)
+def test_the_papers_weights(recipe, values):
+    config = load_config(RECIPES / f"{recipe}.yaml")
+    assert config.eta_clean == config.eta_masked
+    assert (config.gamma, config.eta_clean, config.beta, config.epsilon_high) == values
+
+
+# Parameters of the released checkpoints: those of the 3B model are its safetensors' own count.
+PARAMETERS = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen3-VL-2B-Thinking": 2_127_532_032,
+}
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_full_size_recipe_passes_a_dry_run_and_its_header_has_its_memory(path, capsys, monkeypatch):
+    monkeypatch.setattr("papo_hub.dry_run._data", lambda config: "")  # asked of the Hub, which is not there
+    assert train_command(["--config", str(path), "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert "384 prompts × 5 completions, 3 updates of 640 completions" in printed
-    assert "3.75 billion parameters" in printed  # the released checkpoint has 3,754,622,976
-    assert "problem, answer, images" in printed
+    assert "640 on 1, 320 on 2, 160 on 4, 80 on 8" in printed
+    config = load_config(path)
+    assert f"{PARAMETERS[config.model_name_or_path] / 1e9:.2f} billion parameters" in printed
+    plan = memory_plan(config, AutoConfig.for_model(**KNOWN[config.model_name_or_path]))
+    assert plan.parameters == PARAMETERS[config.model_name_or_path]
+    header = " ".join(path.read_text(encoding="utf-8").split("\n\n")[0].replace("#", " ").split())
+    stated = re.search(r"Memory (\d+) GiB of a GPU alone, (\d+), (\d+), (\d+) GiB of each of 2, 4, 8", header)
+    assert [int(size) for size in stated.groups()] == [round(plan.sharded(gpus) / GIB) for gpus in (1, 2, 4, 8)]
+
+
+def test_a_recipe_whose_data_cannot_be_reached_says_what_it_must_hold(capsys):
+    assert train_command(["--config", str(RECIPES / "qwen2_5_vl_3b" / "papo_g.yaml"), "--dry_run"]) == 0
+    assert "must have the columns problem, answer, images" in capsys.readouterr().out
+
+
+# The same file with a tiny backbone, few and short completions, and data that are here.
+SMALL = {
+    "dataset_name": "digits", "prompt_suffix": "", "min_pixels": "null", "max_pixels": "null", "prompts_per_step": "4",
+    "prompts_per_update": "2", "max_completion_length": "12", "dataloader_num_workers": "0", "max_steps": "2",
+    "report_to": "none", "max_sampling_tries": "100",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FULL_SIZE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.usefixtures("without_report", "fresh_accelerate")
+def test_a_full_size_recipe_runs_two_steps_with_a_tiny_backbone(path, warm_model_folder, tmp_path):
+    places = {"model_name_or_path": str(warm_model_folder), "output_dir": str(tmp_path / "run")}
+    config = load_config(path, SMALL | places)
+    first, second = read_metrics(train(config) / "metrics.jsonl")
+    assert (second["step"], second["optim/skipped_updates"]) == (2, 0)
+    assert second["optim/grad_norm"] > 0
+    assert (first["objective/perception_kl"] is None) == (config.gamma == 0)
+    assert (first["objective/reference_kl"] is None) == (config.beta == 0)
+    assert ("rollout/kept" in first) == config.dynamic_sampling
 
 
 @pytest.mark.parametrize("name", ["papo_g_lora", "grpo_lora"])

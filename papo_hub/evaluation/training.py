@@ -130,9 +130,10 @@ class HeldOut:
 def _digest(model: torch.nn.Module) -> str:
     """Which weights these are."""
     total = xxhash.xxh3_128()
-    for name, value in model.state_dict().items():
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
         total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        # A copy: what numpy has looked at, a sharded model could not let go.
+        total.update(value.detach().clone().cpu().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
 

@@ -1,15 +1,18 @@
 """What one process and two processes each run, to be compared. As a script: all jobs, in every process of a torchrun.
 
-jobs.py MODEL FOLDER
+jobs.py MODEL FOLDER [sharded]      sharded: with the weights divided among the processes by FSDP2
 """
 
 import faulthandler
+import json
 import os
 import sys
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 
 from papo_hub import trainer
@@ -18,6 +21,7 @@ from papo_hub.config import build
 from papo_hub.parts import trainable
 from papo_hub.plugins import PapoAccelerator, RolloutPlugin
 from papo_hub.randomness import derived_generator
+from papo_hub.sharding import is_sharded, whole_tensor
 
 PROCESSES = 2
 SETTINGS = {
@@ -36,7 +40,13 @@ SETTINGS = {
     "report_to": None,
 }
 GRADIENTS = {"frozen": {}, "live": {"masked_logprobs": "live"}, "token": {"reduction": "token"}}
-GRADIENTS |= {"lora": {"lora_rank": 2}, "part": {"freeze_vision_tower": True}}
+GRADIENTS |= {"part": {"freeze_vision_tower": True}}
+NOT_SHARDED = {"lora": {"lora_rank": 2}}
+SHARDED = {
+    "exact": {"estimator": "exact"},
+    "exact_live": {"estimator": "exact", "masked_logprobs": "live"},
+    "unequal": {"micro_batch_size": None, "max_tokens_per_micro_batch": 30, "alignment_steps": 1},
+}
 
 
 class EngineByPrompt:
@@ -68,7 +78,8 @@ def run(model, folder, right=None, dtype=torch.float32, **overrides):
 
     def keep_gradients(accelerator, parameters, max_norm):
         parameters = list(parameters)
-        gradients.append([parameter.grad.clone() for parameter in parameters if parameter.requires_grad])
+        trained = (parameter for parameter in parameters if parameter.requires_grad)
+        gradients.append([whole_tensor(parameter.grad).clone() for parameter in trained])
         return clip(accelerator, parameters, max_norm)
 
     def engine(plugin, model, tokenizer):
@@ -89,12 +100,52 @@ def run(model, folder, right=None, dtype=torch.float32, **overrides):
 
 def first_update(model, folder, name):
     """The gradients of a given batch, in float64."""
-    return run(model, folder / name, lambda prompt, i: i == 0, torch.float64, max_steps=1, **GRADIENTS[name])[0]
+    overrides = (GRADIENTS | NOT_SHARDED | SHARDED)[name]
+    return run(model, folder / name, lambda prompt, i: i == 0, torch.float64, max_steps=1, **overrides)[0]
+
+
+def shard() -> None:
+    """FSDP2 on the CPU, as `accelerate launch` with accelerate_configs/fsdp2.yaml sets it up on GPUs: on a CPU accelerate
+    leaves it out."""
+    initialise = AcceleratorState.__init__
+
+    def sharded(state, *args, **kwargs):
+        initialise(state, *args, **kwargs)
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+
+    AcceleratorState.__init__ = sharded
+
+
+def run_sharded(model, folder, rank):
+    """The same first updates, with unequal numbers of passes among them; then runs that save, stop and go on."""
+    passes, in_step = [], trainer.in_step
+
+    def counted(accelerator, policy, own):
+        assert is_sharded(policy)
+        passes.append((own, in_step(accelerator, policy, own)))
+        return passes[-1][1]
+
+    with patch.object(trainer, "in_step", counted):
+        for name in (*GRADIENTS, *SHARDED):
+            save_file(first_update(model, folder, name), folder / f"{name}-{rank}.safetensors")
+    (folder / f"passes-{rank}.json").write_text(json.dumps(passes))
+
+    evaluation = {"eval_dataset_name": "digits", "eval_problems": 3, "eval_samples": 2}
+    whole = {"max_steps": 3, "save_steps": 1} | evaluation
+    run(model, folder / "whole", **whole)
+    again = {"resume_from_checkpoint": str(folder / "whole" / "checkpoints" / "step-000002")}
+    run(model, folder / "resumed", **whole | again)
 
 
 def main(model, folder):
     rank = int(os.environ["RANK"])
-    for name in GRADIENTS:
+    if sys.argv[3:] == ["sharded"]:
+        shard()
+        return run_sharded(model, folder, rank)
+    for name in (*GRADIENTS, *NOT_SHARDED):
         save_file(first_update(model, folder, name), folder / f"{name}-{rank}.safetensors")
 
     evaluation = {"eval_dataset_name": "digits", "eval_problems": 3, "eval_samples": 2}

@@ -22,13 +22,17 @@ TOLERANCE = 1e-7  # of the largest entry of all gradients; seen: 2e-9
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_model_folder) -> Path:
     """What two processes wrote, over gloo on the loopback."""
-    folder = tmp_path_factory.mktemp("two")
+    return run_in_two(tmp_path_factory.mktemp("two"), tiny_model_folder)
+
+
+def run_in_two(folder: Path, model: Path, *options: str) -> Path:
+    """jobs.py in two processes; what they wrote."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(jobs.PROCESSES)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    command += [jobs.__file__, str(tiny_model_folder), str(folder)]
+    command += [jobs.__file__, str(model), str(folder), *options]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=200)
@@ -40,7 +44,7 @@ def of_ranks(folder, name):
     return [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(jobs.PROCESSES)]
 
 
-@pytest.mark.parametrize("name", list(jobs.GRADIENTS))
+@pytest.mark.parametrize("name", [*jobs.GRADIENTS, *jobs.NOT_SHARDED])
 def test_the_gradient_is_that_of_one_process(folder, tmp_path, tiny_model_folder, name):
     expected = jobs.first_update(tiny_model_folder, tmp_path, name)
     scale = max(float(value.abs().max()) for value in expected.values())

@@ -181,9 +181,32 @@ def test_the_pass_that_exchanges_gradients_cannot_be_repeated_alone():
             if last:
                 raise torch.OutOfMemoryError(CUDA)
 
-    with pytest.raises(MemoryExhausted, match="exchange gradients.* --max_tokens_per_micro_batch 9$"):
-        limit.retry(compute, exchanging=True)
+    with pytest.raises(MemoryExhausted, match="exchange what they have.* --max_tokens_per_micro_batch 9$"):
+        limit.retry(compute, exchanging="last")
     assert seen == [False, True] and limit.tokens == 100
+
+
+def test_where_every_pass_exchanges_something_none_can_be_repeated_alone():
+    limit = MicroBatchLimit(100, 2, print)
+
+    def compute():
+        for _micro, last in limit.micros(batch_of([8, 8, 4, 4]), shared=True):
+            assert not last
+            raise torch.OutOfMemoryError(CUDA)
+
+    with pytest.raises(MemoryExhausted, match="exchange what they have"):
+        limit.retry(compute, exchanging="always")
+
+
+def test_processes_in_step_make_the_same_number_of_passes_and_count_each_completion_once():
+    limit, batch = MicroBatchLimit(100, 2, print), batch_of([8, 8, 4, 4])
+
+    def made(most):
+        passes = limit.in_step(batch, True, 1, lambda own: max(own, most))
+        return [(len(micro), weight, last) for micro, weight, last in passes]
+
+    assert made(0) == [(2, 1.0, False), (2, 1.0, True)]
+    assert made(4) == [(2, 1.0, False), (2, 1.0, False), (2, 0.0, False), (2, 0.0, True)]
 
 
 def test_a_run_states_its_memory_plan(recipe, capfd):
@@ -194,7 +217,7 @@ def test_a_run_states_its_memory_plan(recipe, capfd):
 
 def test_the_plan_by_hand(fast_config, tmp_path):
     """The tiny model: width 64, 2 layers, 2 heads of 16 for keys and values, 128 entries in the vocabulary."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     model_config = AutoConfig.from_pretrained(build_tiny(tmp_path / "model"))
     text = model_config.get_text_config()
@@ -227,5 +250,13 @@ def test_the_plan_by_hand(fast_config, tmp_path):
     vision = model_config.vision_config  # its block's weights alone are qkv and output 4 · d², MLP 3 · d · i
     assert 4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size < frozen < part.parameters / 2
     assert plan.peak - part.peak == 12 * frozen
+    model = AutoModelForImageTextToText.from_config(model_config)
+    blocks = [*model.model.language_model.layers, *model.model.visual.blocks]
+    sizes = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    # Whole on each GPU in an update: what is in no block, with its gradient, and two blocks; while sampling, everything.
+    updating = sum(plan.update.values()) + 4 * (2 * (plan.parameters - sum(sizes)) + 2 * max(sizes))
+    sampling = plan.rollout + 4 * plan.parameters
+    assert plan.sharded(4) == 16 * plan.parameters // 4 + max(updating, sampling)
+    assert plan.sharded(1) == plan.peak == 16 * plan.parameters + max(sum(plan.update.values()), plan.rollout)
     assert "That is more than there is" in plan.line(available=plan.peak - 1)
     assert "That is more than there is" not in plan.line(available=plan.peak)

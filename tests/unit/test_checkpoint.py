@@ -22,6 +22,7 @@ from papo_hub.checkpoint import (
     last_good,
     load_optimizer,
     load_state,
+    named_moments,
     save_checkpoint,
 )
 from papo_hub.modeling import load_processor
@@ -36,9 +37,9 @@ class Saves:
 
 
 class Linear(torch.nn.Linear):
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder, state_dict=None):
         folder.mkdir()
-        save_file(self.state_dict(), folder / "weights")
+        save_file(state_dict or self.state_dict(), folder / "weights")
 
 
 def trained(steps=3):
@@ -62,12 +63,14 @@ def step(model, optimizer, generator):
 
 def save(folder, number, keep=2, state=None, **others):
     model, optimizer, _ = trained()
-    return save_checkpoint(folder, number, model, Saves(), optimizer, state or {}, keep, **others)
+    return save_checkpoint(folder, number, model, Saves(), named_moments(model, optimizer), state or {}, keep, **others)
 
 
 def test_a_restored_optimizer_goes_on_as_the_saved_one(tmp_path):
     model, optimizer, generator = trained()
-    saved = save_checkpoint(tmp_path, 3, model, Saves(), optimizer, {"stream": {"cursor": 7}}, keep=1)
+    saved = save_checkpoint(
+        tmp_path, 3, model, Saves(), named_moments(model, optimizer), {"stream": {"cursor": 7}}, keep=1
+    )
     files = ("weights", "processor.json", "optimizer.safetensors")
     written = load_state(saved).pop("files")
     assert load_state(saved) == {"step": 3, "stream": {"cursor": 7}, "files": written}
@@ -337,7 +340,7 @@ def test_a_real_checkpoint_is_a_model_folder_with_safetensors_and_json_only(
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    saved = save_checkpoint(tmp_path, 1, model, tiny_processor, optimizer, {}, keep=1)
+    saved = save_checkpoint(tmp_path, 1, model, tiny_processor, named_moments(model, optimizer), {}, keep=1)
 
     kinds = {path.suffix for path in saved.iterdir()}
     assert kinds == {".safetensors", ".json", ".jinja"}

@@ -8,7 +8,7 @@ import torch
 from backbones import backbones
 
 from papo_hub.batch import Completion, pad_completions
-from papo_hub.config import ConfigError
+from papo_hub.config import ConfigError, check_processes
 from papo_hub.logprobs import padded_logprobs
 from papo_hub.lora import adapted, add_adapter, load_adapter, merged_weights, save_adapter, without_adapter
 from papo_hub.parts import part_of, trainable
@@ -171,6 +171,8 @@ def test_contradictions_are_refused(fast_config, monkeypatch):
     for key in ("lora_rank", "lora_alpha"):
         with pytest.raises(ConfigError, match=f"{key}: -1 must be at least"):
             fast_config(**{key: -1})
+    with pytest.raises(ConfigError, match=r"divided among GPUs.*ddp\.yaml"):
+        check_processes(fast_config(lora_rank=2), 2, sharded=True)
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ConfigError, match=r"pip install 'papo_hub\[peft\]'"):
         add_adapter(BUILDERS["qwen2_5_vl"]().model, fast_config(lora_rank=2))
