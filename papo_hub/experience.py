@@ -179,7 +179,9 @@ def _score(
             sampled = sampled_logprobs(batch) if exact else None
             frozen["old_logprobs"] = scored(policy, "clean") if sampled is None else sampled
         if reference is not None:
+            reference.to(accelerator.device)
             frozen["reference_logprobs"] = scored(reference, "clean")
+            reference.to("cpu")  # where it waits: the device needs its memory in the update
         elif config.beta > 0:
             with without_adapter(policy):
                 frozen["reference_logprobs"] = scored(policy, "clean")

@@ -35,6 +35,7 @@ class MemoryPlan:
     resident: dict[str, int]  # there all the time
     update: dict[str, int]  # besides, at most, in a forward and backward pass
     rollout: int  # besides, at most, while sampling: keys and values
+    scoring: int  # besides, while the reference model is there, with a layer's activations; else it waits on the CPU
     gathered_update: int  # besides, where the model is sharded: the weights that a pass holds whole
     gathered_rollout: int  # the same while sampling: all of them
 
@@ -47,7 +48,7 @@ class MemoryPlan:
         has micro-batches and keys and values of its own."""
         whole = (self.gathered_update, self.gathered_rollout) if gpus > 1 else (0, 0)
         share = sum(self.resident.values()) // gpus
-        return share + max(sum(self.update.values()) + whole[0], self.rollout + whole[1])
+        return share + max(sum(self.update.values()) + whole[0], max(self.rollout, self.scoring) + whole[1])
 
     def table(self) -> str:
         """Every part on a line, for a dry run."""
@@ -64,6 +65,10 @@ class MemoryPlan:
         lines.append(
             f"              {'rollout, at most (keys and values)':<34}{(resident + self.rollout) / GIB:8.1f} GiB"
         )
+        if self.scoring:
+            lines.append(
+                f"              {'scoring, with the reference model':<34}{(resident + self.scoring) / GIB:8.1f} GiB"
+            )
         if self.resident["adapters (LoRA)"]:  # not trained on a sharded model
             return "\n".join(lines)
         shares = ", ".join(f"{_gib(self.sharded(gpus))} of each of {gpus}" for gpus in GPUS[1:])
@@ -75,7 +80,8 @@ class MemoryPlan:
         resident, update = sum(self.resident.values()), sum(self.update.values())
         text = (
             f"memory, computed: {_gib(resident)} for weights, gradients and optimizer, at most {_gib(update)} more in an "
-            f"update and {_gib(self.rollout)} while sampling"
+            f"update, {_gib(self.rollout)} while sampling"
+            + (f", {_gib(self.scoring)} while scoring with the reference model" if self.scoring else "")
         )
         if available is None:
             return text
@@ -130,13 +136,13 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
             "adapters (LoRA)": trained * 4 if adapter else 0,
             "gradients": trained * kept_trained,
             "optimizer (AdamW, two moments)": 2 * trained * kept_trained,
-            "reference model": parameters * (2 if half else 4) if config.beta > 0 and not adapter else 0,
         },
         {
             "activations, most tokens": layers * kept + layer if config.activation_checkpointing else layers * layer,
             "output layer, a chunk of logits": head + CHUNK_ELEMENTS * 4 * 3,
         },
         (prompts * config.max_prompt_length + decoded) * cached,
+        parameters * (2 if half else 4) + layer if config.beta > 0 and not adapter else 0,
         # Embeddings and output layer stay whole during a pass, and their gradient; two layers while one is computed.
         gathered_update=(2 * (parameters - sum(units)) + 2 * max(units, default=0)) * compute,
         gathered_rollout=parameters * compute,

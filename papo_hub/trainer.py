@@ -123,7 +123,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     model = load_model(config, checkpoint)
     reference = None
     if config.beta > 0 and config.lora_rank == 0:  # else the policy without its adapter is the reference
-        reference = load_reference(config).requires_grad_(False).eval().to(accelerator.device)
+        reference = load_reference(config).requires_grad_(False).eval()
 
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     scheduler = get_scheduler(

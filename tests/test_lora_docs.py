@@ -36,6 +36,8 @@ def test_the_memory_table_is_computed():
 
 
 def test_the_other_figures_are_computed_too():
+    whole = plan_of("papo_g.yaml")[1]
+    assert f"another {(whole.scoring - whole.rollout) / GIB:.1f} GiB more than the rollout" in TEXT
     flop = [step_flop(*plan_of(recipe)) / 1e15 for recipe in ("papo_g_lora.yaml", "papo_g.yaml")]
     assert f"({flop[0]:.0f} PFLOP a step against {flop[1]:.0f}, at full length)" in TEXT
     adapter, whole = (plan_of(recipe)[1] for recipe in ("papo_g_lora.yaml", "papo_g.yaml"))

@@ -226,9 +226,12 @@ def test_the_plan_by_hand(fast_config, tmp_path):
     plan = memory_plan(config, model_config)
     width, layers, heads = text.hidden_size, text.num_hidden_layers, text.num_key_value_heads
     assert plan.resident["weights"] == 4 * plan.parameters == plan.resident["gradients"]
-    assert (
-        plan.resident["optimizer (AdamW, two moments)"] == 8 * plan.parameters and not plan.resident["reference model"]
-    )
+    assert plan.resident["optimizer (AdamW, two moments)"] == 8 * plan.parameters and plan.scoring == 0
+    beside = memory_plan(
+        dataclasses.replace(config, beta=0.01), model_config
+    )  # a reference model, which comes and goes
+    assert beside.scoring == 4 * plan.parameters + 17 * 4 * width * 1000
+    assert beside.resident == plan.resident
     assert plan.update["activations, most tokens"] == layers * 17 * 4 * width * 1000
     # 64 completions of 20 tokens and their 32 prompts of 100: keys and values of each layer and head
     assert plan.rollout == 2 * layers * heads * (width // text.num_attention_heads) * 4 * (32 * 100 + 64 * 20)
@@ -240,7 +243,8 @@ def test_the_plan_by_hand(fast_config, tmp_path):
     keys, inner = heads * (width // text.num_attention_heads), text.intermediate_size
     ends = [width + width, width + keys, width + keys, width + width, *[width + inner] * 3]
     assert small.trained == layers * 2 * sum(ends) and small.parameters == plan.parameters
-    assert list(small.resident.values()) == [2 * plan.parameters, *(n * small.trained for n in (4, 4, 8)), 0]
+    assert list(small.resident.values()) == [2 * plan.parameters, *(n * small.trained for n in (4, 4, 8))]
+    assert small.scoring == 0
     assert small.update["output layer, a chunk of logits"] == CHUNK_ELEMENTS * 12  # no gradient of the layer's own
     assert "are trained" in small.table()
 

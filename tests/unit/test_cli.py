@@ -88,9 +88,8 @@ def test_the_minimal_loop_trains(tiny_model_folder, capsys):
 
 def test_the_work_of_a_step_by_hand(fast_config):
     """10 parameters of which 5 are trained; 4 prompts of 256 tokens with 2 completions of 8: 4 · (256 + 16) tokens."""
-    plan = MemoryPlan(
-        parameters=10, trained=10, source="", resident={}, update={}, rollout=0, gathered_update=0, gathered_rollout=0
-    )
+    nothing = dict.fromkeys(("rollout", "scoring", "gathered_update", "gathered_rollout"), 0)
+    plan = MemoryPlan(parameters=10, trained=10, source="", resident={}, update={}, **nothing)
     forward = 2 * 10 * 4 * (256 + 2 * 8)
     # Sampling, the masked view, then an update: forward, and twice that backward.
     assert step_flop(fast_config(), plan) == forward * (1 + 1 + 3)
