@@ -45,7 +45,10 @@ ELSEWHERE = {
     "torch_dtype": "dtype",
     "bf16": "mixed_precision: bf16 (or dtype: bfloat16 for the weights too)",
     "fp16": "dtype: bfloat16; half precision without a wider exponent is not supported",
-    "use_vllm": "nothing yet: rollouts run in the built-in engine",
+    "use_vllm": "rollout_engine: vllm (or transformers, the built-in engine)",
+    "vllm_max_model_length": "max_prompt_length and max_completion_length: vLLM gets their sum",
+    "vllm_tensor_parallel_size": "nothing: colocated, each process has the whole model",
+    "vllm_enable_sleep_mode": "nothing: on a GPU, vLLM gives its memory back between rollouts",
     "kl_coef": "beta",
     "kl_prcp_coef": "gamma",
     "papo_gamma": "gamma",
@@ -170,6 +173,13 @@ class TrainConfig:
     format_weight: float = key(0.1, "weight of the format reward; accuracy has the rest")
     max_sampling_tries: int = key(20, "rollout batches tried by dynamic sampling before the run stops")
     rollout_batch_size: int = key(64, "completions decoded together in a process")
+    rollout_engine: Literal["transformers", "vllm"] = key(
+        "transformers", "what samples completions: the model itself, or vLLM with its weights (docs/vllm.md)"
+    )
+    vllm_gpu_memory_utilization: float = key(0.3, "vllm: share of the device's memory that it takes while it samples")
+    vllm_importance_sampling_correction: bool = key(
+        True, "vllm: tokens count by how likely the policy finds them, ÷ vLLM, at most 2"
+    )
     max_tokens_per_micro_batch: int = key(
         16384, "tokens of prompts and completions per pass and process; less: less memory, the same result"
     )
@@ -235,7 +245,13 @@ class TrainConfig:
     @property
     def policy_weights(self) -> Weights:
         """The weights that have nothing to do with perception; the perception plugin adds the others."""
-        return Weights(beta=self.beta, epsilon=self.epsilon, epsilon_high=self.epsilon_high, delta=self.delta)
+        return Weights(
+            beta=self.beta,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon_high,
+            delta=self.delta,
+            importance_correction=self.vllm_importance_sampling_correction,
+        )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
@@ -402,6 +418,10 @@ def check_rollout(config: Any) -> None:
         raise ConfigError(f"top_p: {config.top_p} must lie in (0, 1].")
     if config.max_completion_length < 1:
         raise ConfigError(f"max_completion_length: {config.max_completion_length} must be at least 1.")
+    if not 0 < config.vllm_gpu_memory_utilization <= 1:
+        raise ConfigError(
+            f"vllm_gpu_memory_utilization: {config.vllm_gpu_memory_utilization} must lie in (0, 1]; training needs the rest."
+        )
     if not 0 <= config.min_completion_length <= config.max_completion_length:
         raise ConfigError(
             f"min_completion_length: {config.min_completion_length} must lie between 0 and max_completion_length: "

@@ -196,12 +196,12 @@ def prompt_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str 
 
     Raises UnusableRow where the problem has control tokens, in whatever way they came about.
     """
-    return _foreseen_length(sample, processor, prompt_suffix) or encode(sample, processor, prompt_suffix).length
-
-
-def _foreseen_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str) -> int | None:
-    """S; None where the images' sizes do not tell. Raises as `prompt_length`."""
     ids = _text_ids(sample, processor, prompt_suffix)
+    return _foreseen_length(ids, sample, processor) or encode(sample, processor, prompt_suffix).length
+
+
+def _foreseen_length(ids: list[int], sample: Sample, processor: ProcessorMixin) -> int | None:
+    """S, from the tokens with one an image; None where the images' sizes do not tell."""
     image_processor = processor.image_processor
     merge_size = getattr(image_processor, "merge_size", None)
     if not isinstance(merge_size, int) or not hasattr(image_processor, "get_number_of_image_patches"):
@@ -260,7 +260,8 @@ def encode(
     that changes an image's size, and for a processor without a chat template, RuntimeError where `prompt_length` would
     be wrong.
     """
-    foreseen = _foreseen_length(sample, processor, prompt_suffix)
+    text_ids = _text_ids(sample, processor, prompt_suffix)
+    foreseen = _foreseen_length(text_ids, sample, processor)
     check_length(foreseen or 0, max_prompt_length)  # before any picture is processed
     text = chat_text(sample, processor, prompt_suffix)
 
@@ -290,7 +291,7 @@ def encode(
 
     masked, masked_images = (None, ()) if mask is None else other_view(mask, "masked")
     noisy = None if noise is None else other_view(noise, "noisy")[0]
-    return Prompt(sample, clean, masked, masked_images, noisy)
+    return Prompt(sample, clean, masked, masked_images, noisy, tuple(text_ids))
 
 
 def _text_options(text: str, processor: ProcessorMixin) -> dict[str, bool]:

@@ -56,6 +56,7 @@ from papo_hub.preparation import (
 )
 from papo_hub.redaction import redacted
 from papo_hub.report import export_model, finish_run
+from papo_hub.rollout import check_vllm
 from papo_hub.run_state import RunState
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
 from papo_hub.tracking import RunLog, row, tracker_options, trackers
@@ -63,6 +64,7 @@ from papo_hub.unfinished import StepUnderWay
 
 # What an algorithm may do without.
 OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl", "robustness_kl", "alignment")
+OPTIONAL += ("sampling_gap",)
 LEAST_GAMMA_FACTOR = 1 / 8  # three times halved: then gamma is not what ails the run
 RECOVERY = 1.05  # a step, of an adaptive gamma
 
@@ -106,6 +108,8 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     perception, rollout = accelerator.perception_plugin, accelerator.rollout_plugin
     check_processes(config, accelerator.num_processes)
     check_model(config)
+    if config.rollout_engine == "vllm":
+        check_vllm()
     run = Path(config.output_dir)
     checkpoint = chosen_checkpoint(run, config, accelerator)
     check_run_folder(run, checkpoint, config)
@@ -128,7 +132,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     )
     policy, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(policy)
-    engine = rollout.engine(model, processor.tokenizer)
+    engine = rollout.engine(model, processor, torch.bfloat16 if config.mixed_precision == "bf16" else None)
     limit = MicroBatchLimit(config.max_tokens_per_micro_batch, config.micro_batch_size, print)
     state = RunState(
         model, optimizer, scheduler, stream, Guard(KL_LIMIT if config.estimator == "sampled" else math.inf), limit
@@ -414,6 +418,7 @@ def views(policy: torch.nn.Module, micro: Batch, perception: PerceptionPlugin, t
         micro.advantages,
         mask,
         micro.reference_logprobs,
+        sampled=micro.sampled_logprobs,
         token_weights=micro.token_weights,
         perception_weights=micro.perception_weights,
         **other,

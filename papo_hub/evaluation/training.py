@@ -119,6 +119,7 @@ class HeldOut:
             write(folder / SETTINGS, settings)
         accelerator.wait_for_everyone()
         answers, skipped = answer(engine, policy, processor, [self.task], self.protocol, accelerator, folder)
+        engine.rest()
         if accelerator.is_main_process:
             results = finish(folder, answers, settings, skipped, say=None)
             file = run / FILE

@@ -22,7 +22,7 @@ from papo_hub.tracking import package_versions
 # Optional parts: module, distribution, what goes without it.
 OPTIONAL = (
     ("torchvision", "torchvision", "images are prepared by Pillow: the same pixels, somewhat slower; no videos"),
-    ("vllm", "vllm", "rollouts run in the built-in engine"),
+    ("vllm", "vllm", "rollouts run in the built-in engine; rollout_engine: vllm needs it"),
     ("flash_attn", "flash-attn", "attention uses torch's own kernels"),
     ("peft", "peft", "no LoRA"),
     ("hf_xet", "hf-xet", "uploads and downloads go over plain HTTP, without chunk deduplication"),

@@ -36,3 +36,8 @@ class RolloutEngine(Protocol):
         completion: what is drawn for it then depends on its seed alone, not on what is sampled beside it. Once `given_up`
         says that nobody wants them any more, it returns soon, with whatever there is."""
         ...
+
+    def rest(self) -> None:
+        """No completions are wanted until the policy may have changed: give memory back. The next ones come from its
+        weights as they are then."""
+        ...

@@ -54,6 +54,9 @@ class EngineByPrompt:
                 completions.append(Completion(ids, f"\\boxed{{{answer}}}", True))
         return completions
 
+    def rest(self):
+        pass
+
 
 def run(model, folder, right=None, dtype=torch.float32, **overrides):
     """One `train()`; gives the gradients of its first update, before clipping, and the model."""
@@ -69,8 +72,8 @@ def run(model, folder, right=None, dtype=torch.float32, **overrides):
         gradients.append([parameter.grad.clone() for parameter in parameters])
         return clip(accelerator, parameters, max_norm)
 
-    def engine(plugin, model, tokenizer):
-        return EngineByPrompt(tokenizer, right) if right else original(plugin, model, tokenizer)
+    def engine(plugin, model, processor, dtype=None):
+        return EngineByPrompt(processor.tokenizer, right) if right else original(plugin, model, processor, dtype)
 
     original = RolloutPlugin.engine
     with (
