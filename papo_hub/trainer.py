@@ -187,9 +187,12 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         return cosine(*directions)
 
     def end() -> None:
-        """End the trackers and the connection of the processes, on every rank; the last wrapped model goes before it."""
+        """End the trackers and the connection of the processes, on every rank; the last wrapped model goes before it, and
+        so does vLLM, which has connections of its own within it."""
         nonlocal policy
         policy = None
+        accelerator.wait_for_everyone()
+        engine.close()
         accelerator.end_training()
 
     interruption.deferred = True  # from here on, what asks the run to stop waits until it can be resumed exactly

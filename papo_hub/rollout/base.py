@@ -41,3 +41,7 @@ class RolloutEngine(Protocol):
         """No completions are wanted until the policy may have changed: give memory back. The next ones come from its
         weights as they are then."""
         ...
+
+    def close(self) -> None:
+        """No completions are wanted any more."""
+        ...

@@ -80,6 +80,9 @@ class TransformersEngine:
     def rest(self) -> None:
         """Nothing to give back: the model is the policy itself."""
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def _decode(self, rows: list[dict[str, Tensor]], num_generations: int, sampling: Sampling, generator, given_up):
         """The completions of each prompt, in order. One transfer to the host a token."""
         device = next(self.model.parameters()).device

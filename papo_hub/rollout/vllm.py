@@ -142,6 +142,10 @@ class VllmEngine:
             self.llm.sleep(level=2)  # the weights are forgotten: new ones come before the next completion
             self.awake = False
 
+    def close(self) -> None:
+        """See `RolloutEngine.close`. With vLLM ends the connection of this run's processes: call it on all, at the end."""
+        self.llm.llm_engine.engine_core.shutdown()
+
     def _take_weights(self) -> None:
         if not self.stale:
             return

@@ -57,6 +57,9 @@ class EngineByPrompt:
     def rest(self):
         pass
 
+    def close(self):
+        pass
+
 
 def run(model, folder, right=None, dtype=torch.float32, **overrides):
     """One `train()`; gives the gradients of its first update, before clipping, and the model."""

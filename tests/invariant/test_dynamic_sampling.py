@@ -33,6 +33,9 @@ class ScriptedEngine:
     def rest(self):
         pass
 
+    def close(self):
+        pass
+
 
 @pytest.fixture
 def scripted(fast_config, monkeypatch, tmp_path):
