@@ -31,6 +31,15 @@ def refusal(**values):
     return str(caught.value)
 
 
+def test_a_user_of_trl_is_told_how_vllm_is_chosen():
+    assert refusal(use_vllm=True) == (
+        "use_vllm is not a key here; write rollout_engine: vllm (or transformers, the built-in engine)."
+    )
+    assert refusal(rollout_engine="vlm").endswith("Did you mean vllm?")
+    for share in (0, 1.5, float("nan")):
+        assert refusal(vllm_gpu_memory_utilization=share).startswith("vllm_gpu_memory_utilization: ")
+
+
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
