@@ -149,7 +149,7 @@ def test_a_cache_that_is_held_is_an_error(engine, tiny_prompts):
 def test_who_gives_up_gets_nothing(engine, tiny_prompts):
     assert sample(engine, tiny_prompts, given_up=lambda: len(engine.llm.waiting) < 3) == []
     assert not engine.llm.waiting
-    assert sample(engine, []) == []
+    assert engine.generate([], 2, Sampling(), []) == []
 
 
 def test_a_completion_ends_behind_its_box(engine, tiny_prompts, tiny_processor):
