@@ -45,6 +45,7 @@ class Prompt:
     masked_images: tuple[Image.Image, ...] = ()
     noisy: dict[str, Tensor] | None = None
     text_ids: tuple[int, ...] = ()  # the tokens with one an image, for an engine that reads the images itself
+    turn: tuple[str | None, ...] = ()  # the user's turn, for one that writes the chat itself: texts, None for an image
 
     @property
     def length(self) -> int:

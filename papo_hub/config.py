@@ -47,7 +47,9 @@ ELSEWHERE = {
     "fp16": "dtype: bfloat16; half precision without a wider exponent is not supported",
     "use_vllm": "rollout_engine: vllm (or transformers, the built-in engine)",
     "vllm_max_model_length": "max_prompt_length and max_completion_length: vLLM gets their sum",
-    "vllm_tensor_parallel_size": "nothing: colocated, each process has the whole model",
+    "vllm_tensor_parallel_size": "nothing: colocated, each process has the whole model; a server has its own setting",
+    "vllm_server_host": "vllm_server_base_url (http://HOST:PORT)",
+    "vllm_server_port": "vllm_server_base_url (http://HOST:PORT)",
     "vllm_enable_sleep_mode": "nothing: on a GPU, vLLM gives its memory back between rollouts",
     "kl_coef": "beta",
     "kl_prcp_coef": "gamma",
@@ -175,6 +177,13 @@ class TrainConfig:
     rollout_batch_size: int = key(64, "completions decoded together in a process")
     rollout_engine: Literal["transformers", "vllm"] = key(
         "transformers", "what samples completions: the model itself, or vLLM with its weights (docs/vllm.md)"
+    )
+    vllm_mode: Literal["colocate", "server"] = key(
+        "colocate", "vllm: in the training processes, each on its device, or in a server that is there already"
+    )
+    vllm_server_base_url: str | None = key(None, "vllm_mode server: where it is, as http://localhost:8000")
+    vllm_server_weights_folder: str | None = key(
+        None, "vllm_mode server: a folder that it sees under the same name, for the weights; null: they go by NCCL"
     )
     vllm_gpu_memory_utilization: float = key(0.3, "vllm: share of the device's memory that it takes while it samples")
     vllm_importance_sampling_correction: bool = key(
@@ -418,6 +427,17 @@ def check_rollout(config: Any) -> None:
         raise ConfigError(f"top_p: {config.top_p} must lie in (0, 1].")
     if config.max_completion_length < 1:
         raise ConfigError(f"max_completion_length: {config.max_completion_length} must be at least 1.")
+    if config.vllm_mode == "server" and config.rollout_engine != "vllm":
+        raise ConfigError("vllm_mode: server, but rollout_engine is transformers; write rollout_engine: vllm.")
+    if (config.vllm_mode == "server") != (config.vllm_server_base_url is not None):
+        raise ConfigError(
+            "vllm_server_base_url goes with vllm_mode: server, and that with it: write both, such as vllm_mode: server and "
+            "vllm_server_base_url: http://localhost:8000, or neither."
+        )
+    if config.vllm_server_weights_folder is not None and config.vllm_mode != "server":
+        raise ConfigError(
+            "vllm_server_weights_folder: colocated, the weights stay within the process; remove it, or write vllm_mode: server."
+        )
     if not 0 < config.vllm_gpu_memory_utilization <= 1:
         raise ConfigError(
             f"vllm_gpu_memory_utilization: {config.vllm_gpu_memory_utilization} must lie in (0, 1]; training needs the rest."

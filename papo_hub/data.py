@@ -181,14 +181,20 @@ def chat_text(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PR
             f"{type(processor).__name__} has no chat template, so problems cannot be put to the model: start from an "
             "instruction-tuned checkpoint, or add its chat_template.jinja to the model's folder"
         )
+    parts = user_turn(sample, prompt_suffix)
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def user_turn(sample: Sample, prompt_suffix: str = PROMPT_SUFFIX) -> tuple[str | None, ...]:
+    """The texts of the sample in their order, with None for each image between them."""
     first, *rest = sample.problem.split(PLACEHOLDER)
     parts = [first] + [part for text in rest for part in (None, text)]
     if prompt_suffix:
         last = parts[-1].rstrip()
         parts[-1] = f"{last}\n{prompt_suffix}" if last else prompt_suffix
-    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts if part != ""]
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tuple(part for part in parts if part != "")
 
 
 def prompt_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PROMPT_SUFFIX) -> int:
@@ -291,7 +297,8 @@ def encode(
 
     masked, masked_images = (None, ()) if mask is None else other_view(mask, "masked")
     noisy = None if noise is None else other_view(noise, "noisy")[0]
-    return Prompt(sample, clean, masked, masked_images, noisy, tuple(text_ids))
+    turn = user_turn(sample, prompt_suffix)
+    return Prompt(sample, clean, masked, masked_images, noisy, tuple(text_ids), turn)
 
 
 def _text_options(text: str, processor: ProcessorMixin) -> dict[str, bool]:

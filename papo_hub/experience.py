@@ -65,6 +65,7 @@ def collect(
         MemoryExhausted: a single completion does not fit.
     """
     start = time.perf_counter()
+    engine.prepare()
     sampled = _sample(engine, stream, accelerator, config, step, interruption)
     if sampled is None:
         return None

@@ -26,7 +26,7 @@ from papo_hub.config import TrainConfig, check_perception, check_ranges, check_r
 from papo_hub.masking import DiffusionNoise, RandomPatchMask, ViewMaker
 from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
 from papo_hub.rewards import accuracy_rewards, combine, format_reward
-from papo_hub.rollout import RolloutEngine, Sampling, TransformersEngine, VllmEngine
+from papo_hub.rollout import RolloutEngine, Sampling, TransformersEngine, VllmEngine, VllmServerEngine
 from papo_hub.semantic_masking import SemanticPatchMask
 
 # How long processes wait for one that is there but does not come: the main one may save, measure or download meanwhile.
@@ -165,6 +165,9 @@ class RolloutPlugin(_Plugin):
     stop_on_boxed: bool = None
     rollout_batch_size: int = None
     rollout_engine: str = None
+    vllm_mode: str = None
+    vllm_server_base_url: str = None
+    vllm_server_weights_folder: str = None
     vllm_gpu_memory_utilization: float = None
 
     def __post_init__(self) -> None:
@@ -180,10 +183,14 @@ class RolloutPlugin(_Plugin):
     def engine(self, model: torch.nn.Module, processor: Any, dtype: torch.dtype | None = None) -> RolloutEngine:
         """An engine that samples from the (unwrapped) model; `dtype`: that vLLM computes in, None: the weights'.
 
-        Raises ConfigError for vLLM where it is not installed.
+        Raises ConfigError for vLLM where it is not installed, or no server answers.
         """
         if self.rollout_engine == "transformers":
             return TransformersEngine(model, processor.tokenizer, self.rollout_batch_size)
+        if self.vllm_mode == "server":
+            return VllmServerEngine(
+                model, processor, self.vllm_server_base_url, self.vllm_server_weights_folder, self.rollout_batch_size
+            )
         length = self.max_prompt_length + self.max_completion_length
         return VllmEngine(model, processor, length, self.rollout_batch_size, self.vllm_gpu_memory_utilization, dtype)
 

@@ -108,8 +108,8 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     perception, rollout = accelerator.perception_plugin, accelerator.rollout_plugin
     check_processes(config, accelerator.num_processes)
     check_model(config)
-    if config.rollout_engine == "vllm":
-        check_vllm()
+    if config.rollout_engine == "vllm" and config.vllm_server_weights_folder is None:
+        check_vllm()  # to sample in, or to send weights with; a server with a folder asks for nothing here
     run = Path(config.output_dir)
     checkpoint = chosen_checkpoint(run, config, accelerator)
     check_run_folder(run, checkpoint, config)

@@ -52,7 +52,9 @@ def main(model_folder: str, steps: int = 50, prompts_per_step: int = 32, micro_b
         # 1. Sample a group of answers to each question, and reward them.
         prompts = stream.take(prompts_per_step, rank, world)
         generator = derived_generator(0, "rollout", step, rank, device=accelerator.device)
+        engine.prepare()
         completions = engine.generate(prompts, size, rollout.sampling, generator)
+        engine.rest()
         answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
         rewards = reward([completion.text for completion in completions], answers)
         advantages = group_advantages(rewards["mean"], size).to(accelerator.device)

@@ -23,6 +23,10 @@ class Sampling:
 
 
 class RolloutEngine(Protocol):
+    def prepare(self) -> None:
+        """Completions are wanted: those that come are of the policy's weights as they are now. Runs on every rank."""
+        ...
+
     def generate(
         self,
         prompts: list[Prompt],
@@ -38,8 +42,7 @@ class RolloutEngine(Protocol):
         ...
 
     def rest(self) -> None:
-        """No completions are wanted until the policy may have changed: give memory back. The next ones come from its
-        weights as they are then."""
+        """No completions are wanted until the policy may have changed: give memory back."""
         ...
 
     def close(self) -> None:

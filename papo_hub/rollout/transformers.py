@@ -44,6 +44,9 @@ class TransformersEngine:
         self.stop_ids = sorted(stop_token_ids(model, tokenizer))
         self.suppressed = sorted(image_token_ids(model.config))
 
+    def prepare(self) -> None:
+        """Nothing to do: the model is the policy itself."""
+
     @torch.inference_mode()
     def generate(
         self,
@@ -78,7 +81,7 @@ class TransformersEngine:
         return [completion for group in completions for completion in group]
 
     def rest(self) -> None:
-        """Nothing to give back: the model is the policy itself."""
+        """Nothing to give back."""
 
     def close(self) -> None:
         """Nothing to end."""

@@ -119,7 +119,7 @@ class VllmEngine:
         """
         if not prompts:
             return []
-        self._take_weights()
+        self.prepare()
         if (tempered := sampling.temperature or 1.0) != self.temperature:
             self.llm.collective_rpc("set_temperature", args=(tempered,))
             self.temperature = tempered
@@ -135,18 +135,8 @@ class VllmEngine:
             check_prompt(prompts[i // num_generations], output.prompt_token_ids, self.tokenizer)
         return [self._completion(output.outputs[0], sampling) for output in outputs]
 
-    def rest(self) -> None:
-        """See `RolloutEngine.rest`. On a GPU, vLLM gives its memory back."""
-        self.stale = True
-        if self.on_gpu and self.awake:
-            self.llm.sleep(level=2)  # the weights are forgotten: new ones come before the next completion
-            self.awake = False
-
-    def close(self) -> None:
-        """See `RolloutEngine.close`. With vLLM ends the connection of this run's processes: call it on all, at the end."""
-        self.llm.llm_engine.engine_core.shutdown()
-
-    def _take_weights(self) -> None:
+    def prepare(self) -> None:
+        """See `RolloutEngine.prepare`: the weights are pushed, once until the next `rest`."""
         if not self.stale:
             return
         if not self.awake:
@@ -159,6 +149,17 @@ class VllmEngine:
             raise RuntimeError("vLLM holds on to keys and values of the old weights; a request must be under way.")
         self.llm.llm_engine.reset_encoder_cache()
         self.stale, self.awake = False, True
+
+    def rest(self) -> None:
+        """See `RolloutEngine.rest`. On a GPU, vLLM gives its memory back."""
+        self.stale = True
+        if self.on_gpu and self.awake:
+            self.llm.sleep(level=2)  # the weights are forgotten: new ones come before the next completion
+            self.awake = False
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`. With vLLM ends the connection of this run's processes: call it on all, at the end."""
+        self.llm.llm_engine.engine_core.shutdown()
 
     @staticmethod
     def _parameters(options: dict[str, Any]) -> Any:
@@ -178,14 +179,8 @@ class VllmEngine:
         return sorted(finished, key=lambda output: int(output.request_id))  # numbered as they were asked for
 
     def _completion(self, output: Any, sampling: Sampling) -> Completion:
-        ids = list(output.token_ids)
-        logprobs = [found[token].logprob for found, token in zip(output.logprobs, ids, strict=True)]
-        finished = output.finish_reason == "stop"
-        if sampling.stop_on_boxed:  # vLLM knows no such end: what it wrote behind the box is dropped
-            length = box_end(self.tokenizer, ids)
-            finished = finished or length is not None
-            ids, logprobs = ids[:length], logprobs[:length]
-        return Completion(ids, self.tokenizer.decode(ids, skip_special_tokens=True), finished, logprobs)
+        logprobs = [found[token].logprob for found, token in zip(output.logprobs, output.token_ids, strict=True)]
+        return completion(self.tokenizer, output.token_ids, logprobs, output.finish_reason == "stop", sampling)
 
 
 def check_vllm() -> None:
@@ -246,6 +241,17 @@ def check_prompt(prompt: Prompt, read: Sequence[int], tokenizer: Any) -> None:
         f"vLLM read the prompt of row {prompt.sample.id!r} otherwise than the policy: {len(read)} tokens for "
         f"{len(trained)}, which differ from token {place} on: {around(read)} in vLLM, {around(trained)} in training. "
         "Write rollout_engine: transformers, which reads what is trained on."
+    )
+
+
+def completion(
+    tokenizer: Any, ids: Sequence[int], logprobs: list[float], finished: bool, sampling: Sampling
+) -> Completion:
+    """What vLLM sampled. It does not know the end of a box as an end: what it wrote behind is dropped."""
+    length = box_end(tokenizer, list(ids)) if sampling.stop_on_boxed else None
+    ids = list(ids)[:length]
+    return Completion(
+        ids, tokenizer.decode(ids, skip_special_tokens=True), finished or length is not None, logprobs[:length]
     )
 
 

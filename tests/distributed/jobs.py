@@ -54,6 +54,9 @@ class EngineByPrompt:
                 completions.append(Completion(ids, f"\\boxed{{{answer}}}", True))
         return completions
 
+    def prepare(self):
+        pass
+
     def rest(self):
         pass
 

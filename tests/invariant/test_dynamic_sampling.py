@@ -30,6 +30,9 @@ class ScriptedEngine:
                 completions.append(Completion(ids, text, True))
         return completions
 
+    def prepare(self):
+        pass
+
     def rest(self):
         pass
 
