@@ -82,7 +82,7 @@ def test_a_run_learns_from_what_vllm_samples(wide_model_folder, tmp_path, proces
     assert {row["when"] for row in measured} == {"before", "after"}
 
 
-def test_several_updates_a_step_and_dynamic_sampling(wide_model_folder, tmp_path):
+def test_several_updates_a_step(wide_model_folder, tmp_path):
     """Old log-probs are the policy's own, not those that vLLM gave."""
-    rows = launch(tmp_path, wide_model_folder, "--prompts_per_update", "2", "--format_weight", "0.5")
+    rows = launch(tmp_path, wide_model_folder, "--prompts_per_update", "2")
     assert all(0 < row["objective/sampling_gap"] < 1e-4 for row in rows)
