@@ -495,6 +495,11 @@ def notices(config: TrainConfig) -> list[str]:
             "eta_clean (η1) acts on sampled tokens: its expected gradient is zero on-policy, and prompts_per_update "
             "equals prompts_per_step, so every update is on-policy."
         )
+    if config.rollout_engine == "vllm" and config.vllm_mode == "colocate":
+        found.append(
+            f"vLLM takes {config.vllm_gpu_memory_utilization:.0%} of each device's memory while it samples "
+            "(vllm_gpu_memory_utilization), beside weights, gradients and optimizer; what is computed here does not count it."
+        )
     return found
 
 

@@ -109,7 +109,7 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
             "activations, most tokens": layers * kept + layer if config.activation_checkpointing else layers * layer,
             "output layer, a chunk of logits": head + CHUNK_ELEMENTS * 4 * 3,
         },
-        (prompts * config.max_prompt_length + decoded) * cached,
+        (prompts * config.max_prompt_length + decoded) * cached if config.rollout_engine == "transformers" else 0,
     )
 
 
