@@ -48,6 +48,8 @@ ELSEWHERE = {
     "use_vllm": "rollout_engine: vllm (or transformers, the built-in engine)",
     "vllm_max_model_length": "max_prompt_length and max_completion_length: vLLM gets their sum",
     "vllm_tensor_parallel_size": "nothing: colocated, each process has the whole model; a server has its own setting",
+    "vllm_importance_sampling_mode": "vllm_importance_sampling_correction: true; it is by token, and truncated",
+    "vllm_importance_sampling_cap": "vllm_importance_sampling_correction: true; its cap is 2",
     "vllm_server_host": "vllm_server_base_url (http://HOST:PORT)",
     "vllm_server_port": "vllm_server_base_url (http://HOST:PORT)",
     "vllm_enable_sleep_mode": "nothing: on a GPU, vLLM gives its memory back between rollouts",
