@@ -1,16 +1,20 @@
 """What the vLLM engine does around vLLM: requests, seeds, checks, and when it asks for new weights. Without vLLM, by a
 stand-in for its `LLM`; a real one is in tests/real_vllm."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from papo_hub.batch import Batch, Completion, pad_completions
 from papo_hub.config import ConfigError
+from papo_hub.experience import sampled_logprobs
 from papo_hub.modeling import load_vlm
 from papo_hub.modeling.tiny import SPECIAL
 from papo_hub.rollout import Sampling, VllmEngine, check_vllm, vllm
 from papo_hub.rollout.vllm import PromptMismatch, box_end, completion_seeds, request, sampling_options
+from papo_hub.unfinished import StepUnderWay
 
 IMAGE, END = SPECIAL.index("<|image_pad|>"), SPECIAL.index("<|im_end|>")
 
@@ -170,3 +174,19 @@ def test_without_vllm_the_recipe_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"papo_hub\[vllm\]"):
         check_vllm()
+
+
+def test_what_vllm_said_of_its_samples_stays_with_them(tiny_prompts, tmp_path):
+    """In a part of the batch, cut to its width, and where a run is stopped in the middle of a step."""
+    completions = [Completion([9] * n, "", True, [-float(n)] * n) for n in (3, 1, 2, 2)]
+    ids, mask = pad_completions(completions, 0)
+    batch = Batch(
+        tiny_prompts[:2], torch.tensor([0, 0, 1, 1]), completions, ids, mask, torch.zeros(4), {"mean": torch.zeros(4)}
+    )
+    batch = replace(batch, sampled_logprobs=sampled_logprobs(batch))
+    assert batch.sampled_logprobs.tolist() == [[-3, -3, -3], [-1, 0, 0], [-2, -2, 0], [-2, -2, 0]]
+    assert batch.select(slice(1, 3)).sampled_logprobs.tolist() == [[-1, 0], [-2, -2]]
+    StepUnderWay(batch, 2, [0, 1], {}).save(tmp_path, 0)
+    stream = SimpleNamespace(take=lambda count, rank, world: tiny_prompts[:count])
+    again = StepUnderWay.load(tmp_path, stream, 0, 1, torch.device("cpu")).batch
+    assert torch.equal(again.sampled_logprobs, batch.sampled_logprobs)
