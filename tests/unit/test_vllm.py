@@ -144,6 +144,20 @@ def test_weights_are_pushed_before_the_first_completion_after_a_rest(engine, tin
     assert engine.llm.calls == [*push, *push, ("set_temperature", 0.5), ("set_temperature", 1.0)]
 
 
+def test_on_a_gpu_vllm_sleeps_between_rollouts(engine, tiny_prompts, monkeypatch):
+    """The old weights are given up, so room for the new ones comes first, and that for keys and values when they are there."""
+    llm, push = engine.llm, ["take_weights", "reset_prefix_cache", "reset_encoder_cache"]
+    monkeypatch.setattr(llm, "sleep", lambda level: llm.calls.append((f"sleep {level}", None)), raising=False)
+    monkeypatch.setattr(llm, "wake_up", lambda tags: llm.calls.append((f"wake {tags[0]}", None)), raising=False)
+    engine.on_gpu = True
+    sample(engine, tiny_prompts)
+    engine.rest()
+    engine.rest()
+    sample(engine, tiny_prompts)
+    woken = ["wake weights", "take_weights", "wake kv_cache", *push[1:]]
+    assert [name for name, _ in llm.calls] == [*push, "sleep 2", *woken]
+
+
 def test_a_cache_that_is_held_is_an_error(engine, tiny_prompts):
     engine.llm.reset_prefix_cache = lambda: False
     with pytest.raises(RuntimeError, match="old weights"):
