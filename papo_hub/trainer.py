@@ -90,6 +90,7 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: a checkpoint that cannot be resumed from, or not be written.
         TooManyUnusableRows, SamplingExhausted, TrainingDiverged, CollapseAhead, MemoryExhausted: the data or the run is
             past saving; each says what to do.
+        PromptMismatch, ServerError: from vLLM, which reads a prompt otherwise, or whose server fails.
     """
     with Interruption(config.max_time) as interruption:
         return _train(config, interruption)
