@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow stress lab lab-quick lint bench clean
+.PHONY: quickstart test test-slow test-vllm stress lab lab-quick lint bench clean
 
 quickstart: .venv/installed
 	$(BIN)/papo-hub quickstart
@@ -13,6 +13,14 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# With a real vLLM, which has an environment of its own; without a GPU it is vLLM's CPU build.
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest -n 0 -m vllm tests/real_vllm $(TEST)
+
+.venv-vllm/installed: setup.cfg constraints.txt tests/real_vllm/make_environment.sh
+	PYTHON=$(PYTHON) bash tests/real_vllm/make_environment.sh .venv-vllm
+	touch $@
 
 # Runs killed at random moments, fifty times, and resumed; STRESS="--kills 200 --seed 1".
 stress: .venv/installed
@@ -44,4 +52,4 @@ benchmarks/.venv/installed: constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv benchmarks/.venv runs build *.egg-info
+	rm -rf .venv .venv-vllm benchmarks/.venv runs build *.egg-info

@@ -122,7 +122,7 @@ class Side:
         )
         row = {"id": 0, "problem": f"<image>{work.question}", "answer": "0", "images": [work.image]}
         stream = PromptStream(Rows([row]), self.processor, seed=0, prompt_suffix="", mask=MASK)
-        engine = accelerator.rollout_plugin.engine(self.policy, self.processor.tokenizer)
+        engine = accelerator.rollout_plugin.engine(self.policy, self.processor)
         objective = accelerator.perception_plugin.objective(config.algorithm, config.policy_weights)
         policy, optimizer = accelerator.prepare(self.policy, self.optimizer)
 

@@ -44,6 +44,8 @@ class Prompt:
     masked: dict[str, Tensor] | None = None
     masked_images: tuple[Image.Image, ...] = ()
     noisy: dict[str, Tensor] | None = None
+    text_ids: tuple[int, ...] = ()  # the tokens with one an image, for an engine that reads the images itself
+    turn: tuple[str | None, ...] = ()  # the user's turn, for one that writes the chat itself: texts, None for an image
 
     @property
     def length(self) -> int:
@@ -76,6 +78,7 @@ class Batch:
     reference_logprobs: Tensor | None = None  # (B, T); None where beta is 0
     masked_logprobs: Tensor | None = None  # (B, T); None where they are made at each update or nothing needs them
     noisy_logprobs: Tensor | None = None  # likewise
+    sampled_logprobs: Tensor | None = None  # (B, T) in the engine that sampled; None where that is the policy itself
     token_weights: Tensor | None = None  # (B, T) of the advantages; None: all 1
     perception_weights: Tensor | None = None  # (B,) of the perception KL; None: all 1
 
@@ -102,6 +105,7 @@ class Batch:
             reference_logprobs=cut(self.reference_logprobs),
             masked_logprobs=cut(self.masked_logprobs),
             noisy_logprobs=cut(self.noisy_logprobs),
+            sampled_logprobs=cut(self.sampled_logprobs),
             token_weights=cut(self.token_weights),
             perception_weights=None if self.perception_weights is None else self.perception_weights[rows],
         )

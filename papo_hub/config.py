@@ -48,7 +48,14 @@ ELSEWHERE = {
     "use_peft": "lora_rank (0: no adapters)",
     "lora_r": "lora_rank",
     "freeze_vision_modules": "freeze_vision_tower",
-    "use_vllm": "nothing yet: rollouts run in the built-in engine",
+    "use_vllm": "rollout_engine: vllm (or transformers, the built-in engine)",
+    "vllm_max_model_length": "max_prompt_length and max_completion_length: vLLM gets their sum",
+    "vllm_tensor_parallel_size": "nothing: colocated, each process has the whole model; a server has its own setting",
+    "vllm_importance_sampling_mode": "vllm_importance_sampling_correction: true; it is by token, and truncated",
+    "vllm_importance_sampling_cap": "vllm_importance_sampling_correction: true; its cap is 2",
+    "vllm_server_host": "vllm_server_base_url (http://HOST:PORT)",
+    "vllm_server_port": "vllm_server_base_url (http://HOST:PORT)",
+    "vllm_enable_sleep_mode": "nothing: on a GPU, vLLM gives its memory back between rollouts",
     "kl_coef": "beta",
     "kl_prcp_coef": "gamma",
     "papo_gamma": "gamma",
@@ -185,6 +192,20 @@ class TrainConfig:
     format_weight: float = key(0.1, "weight of the format reward; accuracy has the rest")
     max_sampling_tries: int = key(20, "rollout batches tried by dynamic sampling before the run stops")
     rollout_batch_size: int = key(64, "completions decoded together in a process")
+    rollout_engine: Literal["transformers", "vllm"] = key(
+        "transformers", "what samples completions: the model itself, or vLLM with its weights (docs/vllm.md)"
+    )
+    vllm_mode: Literal["colocate", "server"] = key(
+        "colocate", "vllm: in the training processes, each on its device, or in a server that is there already"
+    )
+    vllm_server_base_url: str | None = key(None, "vllm_mode server: where it is, as http://localhost:8000")
+    vllm_server_weights_folder: str | None = key(
+        None, "vllm_mode server: a folder that it sees under the same name, for the weights; null: they go by NCCL"
+    )
+    vllm_gpu_memory_utilization: float = key(0.3, "vllm: share of the device's memory that it takes while it samples")
+    vllm_importance_sampling_correction: bool = key(
+        True, "vllm: tokens count by how likely the policy finds them, ÷ vLLM, at most 2"
+    )
     max_tokens_per_micro_batch: int = key(
         16384, "tokens of prompts and completions per pass and process; less: less memory, the same result"
     )
@@ -255,7 +276,13 @@ class TrainConfig:
     @property
     def policy_weights(self) -> Weights:
         """The weights that have nothing to do with perception; the perception plugin adds the others."""
-        return Weights(beta=self.beta, epsilon=self.epsilon, epsilon_high=self.epsilon_high, delta=self.delta)
+        return Weights(
+            beta=self.beta,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon_high,
+            delta=self.delta,
+            importance_correction=self.vllm_importance_sampling_correction,
+        )
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
@@ -432,6 +459,25 @@ def check_rollout(config: Any) -> None:
         raise ConfigError(f"top_p: {config.top_p} must lie in (0, 1].")
     if config.max_completion_length < 1:
         raise ConfigError(f"max_completion_length: {config.max_completion_length} must be at least 1.")
+    if config.vllm_mode == "server" and config.rollout_engine != "vllm":
+        raise ConfigError("vllm_mode: server, but rollout_engine is transformers; write rollout_engine: vllm.")
+    if (config.vllm_mode == "server") != (config.vllm_server_base_url is not None):
+        raise ConfigError(
+            "vllm_server_base_url goes with vllm_mode: server, and that with it: write both, such as vllm_mode: server and "
+            "vllm_server_base_url: http://localhost:8000, or neither."
+        )
+    if config.lora_rank > 0 and config.vllm_mode == "server" and config.vllm_server_weights_folder is None:
+        raise ConfigError(
+            "lora_rank: a server gets merged weights through a folder: set vllm_server_weights_folder, or lora_rank: 0."
+        )
+    if config.vllm_server_weights_folder is not None and config.vllm_mode != "server":
+        raise ConfigError(
+            "vllm_server_weights_folder: colocated, the weights stay within the process; remove it, or write vllm_mode: server."
+        )
+    if not 0 < config.vllm_gpu_memory_utilization <= 1:
+        raise ConfigError(
+            f"vllm_gpu_memory_utilization: {config.vllm_gpu_memory_utilization} must lie in (0, 1]; training needs the rest."
+        )
     if not 0 <= config.min_completion_length <= config.max_completion_length:
         raise ConfigError(
             f"min_completion_length: {config.min_completion_length} must lie between 0 and max_completion_length: "
@@ -458,6 +504,11 @@ def is_repository_id(value: Any) -> bool:
 
 def check_processes(config: TrainConfig, num_processes: int, sharded: bool = False) -> None:
     """Refuse batches that do not divide among the processes, and adapters where they share one model. Raises ConfigError."""
+    if sharded and config.rollout_engine == "vllm":
+        raise ConfigError(
+            "rollout_engine: vllm takes the weights of a model that is whole on each GPU; with fsdp2.yaml write "
+            "rollout_engine: transformers, or start with accelerate_configs/ddp.yaml."
+        )
     if sharded and config.lora_rank > 0:
         raise ConfigError(
             f"lora_rank: {config.lora_rank} is not trained on a model that is divided among GPUs; with adapters a GPU holds "
@@ -489,6 +540,11 @@ def notices(config: TrainConfig) -> list[str]:
         found.append(
             "eta_clean (η1) acts on sampled tokens: its expected gradient is zero on-policy, and prompts_per_update "
             "equals prompts_per_step, so every update is on-policy."
+        )
+    if config.rollout_engine == "vllm" and config.vllm_mode == "colocate":
+        found.append(
+            f"vLLM takes {config.vllm_gpu_memory_utilization:.0%} of each device's memory while it samples "
+            "(vllm_gpu_memory_utilization), beside weights, gradients and optimizer; what is computed here does not count it."
         )
     return found
 

@@ -181,14 +181,20 @@ def chat_text(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PR
             f"{type(processor).__name__} has no chat template, so problems cannot be put to the model: start from an "
             "instruction-tuned checkpoint, or add its chat_template.jinja to the model's folder"
         )
+    parts = user_turn(sample, prompt_suffix)
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def user_turn(sample: Sample, prompt_suffix: str = PROMPT_SUFFIX) -> tuple[str | None, ...]:
+    """The texts of the sample in their order, with None for each image between them."""
     first, *rest = sample.problem.split(PLACEHOLDER)
     parts = [first] + [part for text in rest for part in (None, text)]
     if prompt_suffix:
         last = parts[-1].rstrip()
         parts[-1] = f"{last}\n{prompt_suffix}" if last else prompt_suffix
-    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts if part != ""]
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tuple(part for part in parts if part != "")
 
 
 def prompt_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str = PROMPT_SUFFIX) -> int:
@@ -196,12 +202,12 @@ def prompt_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str 
 
     Raises UnusableRow where the problem has control tokens, in whatever way they came about.
     """
-    return _foreseen_length(sample, processor, prompt_suffix) or encode(sample, processor, prompt_suffix).length
-
-
-def _foreseen_length(sample: Sample, processor: ProcessorMixin, prompt_suffix: str) -> int | None:
-    """S; None where the images' sizes do not tell. Raises as `prompt_length`."""
     ids = _text_ids(sample, processor, prompt_suffix)
+    return _foreseen_length(ids, sample, processor) or encode(sample, processor, prompt_suffix).length
+
+
+def _foreseen_length(ids: list[int], sample: Sample, processor: ProcessorMixin) -> int | None:
+    """S, from the tokens with one an image; None where the images' sizes do not tell."""
     image_processor = processor.image_processor
     merge_size = getattr(image_processor, "merge_size", None)
     if not isinstance(merge_size, int) or not hasattr(image_processor, "get_number_of_image_patches"):
@@ -260,7 +266,8 @@ def encode(
     that changes an image's size, and for a processor without a chat template, RuntimeError where `prompt_length` would
     be wrong.
     """
-    foreseen = _foreseen_length(sample, processor, prompt_suffix)
+    text_ids = _text_ids(sample, processor, prompt_suffix)
+    foreseen = _foreseen_length(text_ids, sample, processor)
     check_length(foreseen or 0, max_prompt_length)  # before any picture is processed
     text = chat_text(sample, processor, prompt_suffix)
 
@@ -290,7 +297,8 @@ def encode(
 
     masked, masked_images = (None, ()) if mask is None else other_view(mask, "masked")
     noisy = None if noise is None else other_view(noise, "noisy")[0]
-    return Prompt(sample, clean, masked, masked_images, noisy)
+    turn = user_turn(sample, prompt_suffix)
+    return Prompt(sample, clean, masked, masked_images, noisy, tuple(text_ids), turn)
 
 
 def _text_options(text: str, processor: ProcessorMixin) -> dict[str, bool]:

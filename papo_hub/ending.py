@@ -25,6 +25,7 @@ def ended(run: Callable[[], None]) -> int:
     from papo_hub.interruption import EXIT_CODE, Interrupted
     from papo_hub.memory import MemoryExhausted
     from papo_hub.modeling import UntrustedModel
+    from papo_hub.rollout import PromptMismatch, ServerError
     from papo_hub.rows import DataError
     from papo_hub.trainer import CollapseAhead, TrainingDiverged
     from papo_hub.workers import WorkerDied
@@ -38,7 +39,9 @@ def ended(run: Callable[[], None]) -> int:
         FileNotFoundError,
         HubError,
         MemoryExhausted,
+        PromptMismatch,
         SamplingExhausted,
+        ServerError,
         TrainingDiverged,
         UntrustedModel,
         WorkerDied,

@@ -75,9 +75,11 @@ def collect(
 
 def _collect(policy, reference, engine, stream, accelerator, config, step, limit, interruption) -> StepUnderWay | None:
     start = time.perf_counter()
+    engine.prepare()
     sampled = _sample(engine, stream, accelerator, config, step, interruption)
     if sampled is None:
         return None
+    engine.rest()
     groups, drawn, log = sampled
     rewards = {name: torch.cat(values) for name, values in groups.rewards.items()}
     ids, mask = pad_completions(groups.completions, stream.processor.tokenizer.pad_token_id or 0)
@@ -166,16 +168,17 @@ def _score(
     interruption: Interruption,
 ) -> Batch:
     """The log-probs that stay fixed during the updates. On-policy (one update a step) the old ones need no pass, and in
-    float32 the ones that were found while sampling are the policy's own."""
+    float32 the ones that were found while sampling in the policy itself are its own."""
     perception = accelerator.perception_plugin
+    in_policy = config.rollout_engine == "transformers"
 
     def scored(model: torch.nn.Module, view: str) -> Tensor:
         return limit.retry(lambda: score(model, batch, view, config.temperature, limit, interruption))
 
-    frozen = {}
+    frozen = {} if in_policy else {"sampled_logprobs": sampled_logprobs(batch)}
     with accelerator.autocast():
         if config.updates_per_step > 1 or perception.weighs_tokens:
-            exact = config.dtype == "float32" and config.mixed_precision == "no"
+            exact = in_policy and config.dtype == "float32" and config.mixed_precision == "no"
             sampled = sampled_logprobs(batch) if exact else None
             frozen["old_logprobs"] = scored(policy, "clean") if sampled is None else sampled
         if reference is not None:

@@ -141,7 +141,7 @@ def memory_plan(config: TrainConfig, model_config: PreTrainedConfig, source: str
             "activations, most tokens": layers * kept + layer if config.activation_checkpointing else layers * layer,
             "output layer, a chunk of logits": head + CHUNK_ELEMENTS * 4 * 3,
         },
-        (prompts * config.max_prompt_length + decoded) * cached,
+        (prompts * config.max_prompt_length + decoded) * cached if config.rollout_engine == "transformers" else 0,
         parameters * (2 if half else 4) + layer if config.beta > 0 and not adapter else 0,
         # Embeddings and output layer stay whole during a pass, and their gradient; two layers while one is computed.
         gathered_update=(2 * (parameters - sum(units)) + 2 * max(units, default=0)) * compute,

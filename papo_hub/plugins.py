@@ -27,7 +27,7 @@ from papo_hub.config import TrainConfig, check_perception, check_ranges, check_r
 from papo_hub.masking import DiffusionNoise, RandomPatchMask, ViewMaker
 from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
 from papo_hub.rewards import accuracy_rewards, combine, format_reward
-from papo_hub.rollout import Sampling, TransformersEngine
+from papo_hub.rollout import RolloutEngine, Sampling, TransformersEngine, VllmEngine, VllmServerEngine
 from papo_hub.semantic_masking import SemanticPatchMask
 from papo_hub.sharding import is_sharded
 
@@ -167,10 +167,16 @@ class RolloutPlugin(_Plugin):
     num_generations: int = None
     temperature: float = None
     top_p: float = None
+    max_prompt_length: int = None
     max_completion_length: int = None
     min_completion_length: int = None
     stop_on_boxed: bool = None
     rollout_batch_size: int = None
+    rollout_engine: str = None
+    vllm_mode: str = None
+    vllm_server_base_url: str = None
+    vllm_server_weights_folder: str = None
+    vllm_gpu_memory_utilization: float = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,9 +188,19 @@ class RolloutPlugin(_Plugin):
             self.temperature, self.top_p, self.max_completion_length, self.min_completion_length, self.stop_on_boxed
         )
 
-    def engine(self, model: torch.nn.Module, tokenizer) -> TransformersEngine:
-        """An engine that samples from the (unwrapped) model."""
-        return TransformersEngine(model, tokenizer, self.rollout_batch_size)
+    def engine(self, model: torch.nn.Module, processor: Any, dtype: torch.dtype | None = None) -> RolloutEngine:
+        """An engine that samples from the (unwrapped) model; `dtype`: that vLLM computes in, None: the weights'.
+
+        Raises ConfigError for vLLM where it is not installed, or no server answers.
+        """
+        if self.rollout_engine == "transformers":
+            return TransformersEngine(model, processor.tokenizer, self.rollout_batch_size)
+        if self.vllm_mode == "server":
+            return VllmServerEngine(
+                model, processor, self.vllm_server_base_url, self.vllm_server_weights_folder, self.rollout_batch_size
+            )
+        length = self.max_prompt_length + self.max_completion_length
+        return VllmEngine(model, processor, length, self.rollout_batch_size, self.vllm_gpu_memory_utilization, dtype)
 
 
 @dataclass

@@ -58,6 +58,7 @@ from papo_hub.preparation import (
 )
 from papo_hub.redaction import redacted
 from papo_hub.report import export_model, finish_run
+from papo_hub.rollout import check_vllm
 from papo_hub.run_state import RunState
 from papo_hub.sharding import in_step, is_sharded, whole, whole_tensor, whole_weights
 from papo_hub.shared_prefix import misfit, shared_prefix_logprobs
@@ -66,6 +67,7 @@ from papo_hub.unfinished import StepUnderWay
 
 # What an algorithm may do without.
 OPTIONAL = ("perception_kl", "perception_kl_variance", "masked_entropy", "reference_kl", "robustness_kl", "alignment")
+OPTIONAL += ("sampling_gap",)
 LEAST_GAMMA_FACTOR = 1 / 8  # three times halved: then gamma is not what ails the run
 RECOVERY = 1.05  # a step, of an adaptive gamma
 
@@ -91,6 +93,7 @@ def train(config: TrainConfig) -> Path:
         CheckpointError: a checkpoint that cannot be resumed from, or not be written.
         TooManyUnusableRows, SamplingExhausted, TrainingDiverged, CollapseAhead, MemoryExhausted: the data or the run is
             past saving; each says what to do.
+        PromptMismatch, ServerError: from vLLM, which reads a prompt otherwise, or whose server fails.
     """
     with Interruption(config.max_time) as interruption:
         return _train(config, interruption)
@@ -109,6 +112,8 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     perception, rollout = accelerator.perception_plugin, accelerator.rollout_plugin
     check_processes(config, accelerator.num_processes, accelerator.is_fsdp2)
     check_model(config)
+    if config.rollout_engine == "vllm" and config.vllm_server_weights_folder is None:
+        check_vllm()  # to sample in, or to send weights with; a server with a folder asks for nothing here
     run = Path(config.output_dir)
     checkpoint = chosen_checkpoint(run, config, accelerator)
     check_run_folder(run, checkpoint, config)
@@ -131,7 +136,7 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     )
     policy, optimizer = accelerator.prepare(model, optimizer)
     model = accelerator.unwrap_model(policy)
-    engine = rollout.engine(model, processor.tokenizer)
+    engine = rollout.engine(model, processor, torch.bfloat16 if config.mixed_precision == "bf16" else None)
     limit = MicroBatchLimit(config.max_tokens_per_micro_batch, config.micro_batch_size, print)
     state = RunState(
         model, optimizer, scheduler, stream, Guard(KL_LIMIT if config.estimator == "sampled" else math.inf), limit
@@ -188,9 +193,12 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
         return cosine(*directions)
 
     def end() -> None:
-        """End the trackers and the connection of the processes, on every rank; the last wrapped model goes before it."""
+        """End the trackers and the connection of the processes, on every rank; the last wrapped model goes before it, and
+        so does vLLM, which has connections of its own within it."""
         nonlocal policy
         policy = None
+        accelerator.wait_for_everyone()
+        engine.close()
         accelerator.end_training()
 
     interruption.deferred = True  # from here on, what asks the run to stop waits until it can be resumed exactly
@@ -426,6 +434,7 @@ def views(policy: torch.nn.Module, micro: Batch, perception: PerceptionPlugin, t
         micro.advantages,
         mask,
         micro.reference_logprobs,
+        sampled=micro.sampled_logprobs,
         token_weights=micro.token_weights,
         perception_weights=micro.perception_weights,
         **other,

@@ -30,6 +30,7 @@ FROZEN = (
     "reference_logprobs",
     "masked_logprobs",
     "noisy_logprobs",
+    "sampled_logprobs",
     "token_weights",
     "perception_weights",
 )

@@ -42,7 +42,7 @@ def main(model_folder: str, steps: int = 50, prompts_per_step: int = 32, micro_b
     processor = load_processor(model_folder, padding_side="left")
     model = AutoModelForImageTextToText.from_pretrained(model_folder)
     policy, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=2e-4))
-    engine = rollout.engine(accelerator.unwrap_model(policy), processor.tokenizer)
+    engine = rollout.engine(accelerator.unwrap_model(policy), processor)
     objective = perception.objective(PAPO_G, Weights(epsilon=0.2, epsilon_high=0.3))
     # Questions in a seeded order, each with its image and the same image with random patches turned black.
     stream = PromptStream(Rows(DigitRows("train")), processor, seed=0, prompt_suffix="", mask=perception.mask)
@@ -52,7 +52,9 @@ def main(model_folder: str, steps: int = 50, prompts_per_step: int = 32, micro_b
         # 1. Sample a group of answers to each question, and reward them.
         prompts = stream.take(prompts_per_step, rank, world)
         generator = derived_generator(0, "rollout", step, rank, device=accelerator.device)
+        engine.prepare()
         completions = engine.generate(prompts, size, rollout.sampling, generator)
+        engine.rest()
         answers = [prompt.sample.answer for prompt in prompts for _ in range(size)]
         rewards = reward([completion.text for completion in completions], answers)
         advantages = group_advantages(rewards["mean"], size).to(accelerator.device)

@@ -26,10 +26,11 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split(
 LIBRARIES = {
     "torch": 0, "numpy": 0, "PIL": 0, "math_verify": 0, "sympy": 0, "latex2sympy2_extended": 0, "yaml": 0, "mathruler": 0,
     "transformers": 1, "tokenizers": 1, "safetensors": 1, "datasets": 2, "sklearn": 2, "accelerate": 3, "matplotlib": 3,
-    "peft": 5, "jinja2": 3, "tqdm": 3, "xxhash": 3, "huggingface_hub": 5,
+    "peft": 5, "jinja2": 3, "tqdm": 3, "xxhash": 3, "huggingface_hub": 5, "vllm": 6,
 }  # fmt: skip
 EXCEPTIONS = {
     ("lora", "peft"),  # the only room that knows how adapters are named and stored
+    ("rollout", "vllm"),  # sampling in it, where it is installed
     ("metrics", "datasets"),  # the types of a metric's inputs
     ("hub", "huggingface_hub"),  # the only room that talks to the Hub
     ("rows", "huggingface_hub"),  # where the cache lies, whose links a dataset's image paths may follow

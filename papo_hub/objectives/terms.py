@@ -14,6 +14,7 @@ from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0  # |log-ratio| beyond which exp() is no longer meaningful
 KL_LIMIT = 10.0  # nats: the most one token can contribute
+IMPORTANCE_CAP = 2.0
 
 
 def clipped_surrogate(
@@ -106,6 +107,16 @@ def clip_fractions(
         high = (log_ratio > math.log(1.0 + epsilon_high)) & (advantages > 0)
         low = (log_ratio < math.log(1.0 - epsilon_low)) & (advantages < 0)
         return high.to(log_ratio.dtype), low.to(log_ratio.dtype)
+
+
+def importance_weights(old_logprobs: Tensor, sampled_logprobs: Tensor) -> Tensor:
+    """min(π_old / π_sampled, 2), a token: what makes samples of another engine count as samples of the policy.
+
+    Two engines with the same weights round differently, most of all in bfloat16. The ratio undoes that in expectation, the
+    cap (truncated importance sampling, Yao et al. 2025) keeps a rare token from outweighing all others. (B, T) twice → (B, T),
+    without gradient.
+    """
+    return _log_ratio(old_logprobs, sampled_logprobs).exp().clamp(max=IMPORTANCE_CAP).detach()
 
 
 def _k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:

@@ -23,6 +23,10 @@ class Sampling:
 
 
 class RolloutEngine(Protocol):
+    def prepare(self) -> None:
+        """Completions are wanted: those that come are of the policy's weights as they are now. Runs on every rank."""
+        ...
+
     def generate(
         self,
         prompts: list[Prompt],
@@ -35,4 +39,12 @@ class RolloutEngine(Protocol):
         """P · G completions, prompt by prompt. All randomness comes from `generator`, or from P · G seeds, one a
         completion: what is drawn for it then depends on its seed alone, not on what is sampled beside it. Once `given_up`
         says that nobody wants them any more, it returns soon, with whatever there is."""
+        ...
+
+    def rest(self) -> None:
+        """No completions are wanted until the policy may have changed: give memory back."""
+        ...
+
+    def close(self) -> None:
+        """No completions are wanted any more."""
         ...

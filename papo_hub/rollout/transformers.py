@@ -44,6 +44,9 @@ class TransformersEngine:
         self.stop_ids = sorted(stop_token_ids(model, tokenizer))
         self.suppressed = sorted(image_token_ids(model.config))
 
+    def prepare(self) -> None:
+        """Nothing to do: the model is the policy itself."""
+
     @torch.inference_mode()
     def generate(
         self,
@@ -77,6 +80,12 @@ class TransformersEngine:
         self.model.train(was_training)
         return [completion for group in completions for completion in group]
 
+    def rest(self) -> None:
+        """Nothing to give back."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
     def _decode(self, rows: list[dict[str, Tensor]], num_generations: int, sampling: Sampling, generator, given_up):
         """The completions of each prompt, in order. One transfer to the host a token."""
         device = next(self.model.parameters()).device
@@ -99,7 +108,9 @@ class TransformersEngine:
             logprobs[index, step] = chosen[:, 0]
             for row, token in zip(active, tokens.tolist(), strict=True):
                 ids[row].append(token)
-                finished[row] = token in self.stop_ids or (sampling.stop_on_boxed and self._is_boxed(ids[row]))
+                finished[row] = token in self.stop_ids or (
+                    sampling.stop_on_boxed and holds_box(self.tokenizer, ids[row])
+                )
             going = [place for place, row in enumerate(active) if not finished[row]]
             if not going or step + 1 == sampling.max_completion_length or given_up():
                 break
@@ -115,10 +126,6 @@ class TransformersEngine:
             for tokens, text, done, values in zip(ids, texts, finished, logprobs, strict=True)
         ]
 
-    def _is_boxed(self, ids: list[int]) -> bool:
-        """Whether the last token closed a `\\boxed{...}`."""
-        return "}" in self.tokenizer.decode(ids[-1:]) and last_boxed(self.tokenizer.decode(ids)) is not None
-
     def _processors(self, sampling: Sampling) -> LogitsProcessorList:
         process = LogitsProcessorList()
         if sampling.temperature not in (0, 1):
@@ -126,6 +133,11 @@ class TransformersEngine:
         if sampling.top_p < 1:
             process.append(TopPLogitsWarper(sampling.top_p))
         return process
+
+
+def holds_box(tokenizer, ids: list[int]) -> bool:
+    """Whether the last token closed a `\\boxed{...}`."""
+    return "}" in tokenizer.decode(ids[-1:]) and last_boxed(tokenizer.decode(ids)) is not None
 
 
 def draw(scores: Tensor, heights: Tensor) -> Tensor:

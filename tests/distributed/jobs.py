@@ -66,6 +66,15 @@ class EngineByPrompt:
                 completions.append(Completion(ids, f"\\boxed{{{answer}}}", True))
         return completions
 
+    def prepare(self):
+        pass
+
+    def rest(self):
+        pass
+
+    def close(self):
+        pass
+
 
 def run(model, folder, right=None, dtype=torch.float32, **overrides):
     """One `train()`; gives the gradients of its first update, before clipping, and the model."""
@@ -82,8 +91,8 @@ def run(model, folder, right=None, dtype=torch.float32, **overrides):
         gradients.append([whole_tensor(parameter.grad).clone() for parameter in trained])
         return clip(accelerator, parameters, max_norm)
 
-    def engine(plugin, model, tokenizer):
-        return EngineByPrompt(tokenizer, right) if right else original(plugin, model, tokenizer)
+    def engine(plugin, model, processor, dtype=None):
+        return EngineByPrompt(processor.tokenizer, right) if right else original(plugin, model, processor, dtype)
 
     original = RolloutPlugin.engine
     with (

@@ -30,6 +30,15 @@ class ScriptedEngine:
                 completions.append(Completion(ids, text, True))
         return completions
 
+    def prepare(self):
+        pass
+
+    def rest(self):
+        pass
+
+    def close(self):
+        pass
+
 
 @pytest.fixture
 def scripted(fast_config, monkeypatch, tmp_path):
@@ -39,8 +48,8 @@ def scripted(fast_config, monkeypatch, tmp_path):
     def run(script, **overrides):
         batches = []
 
-        def engine(plugin, model, tokenizer):
-            engines.append(ScriptedEngine(tokenizer, script))
+        def engine(plugin, model, processor, dtype=None):
+            engines.append(ScriptedEngine(processor.tokenizer, script))
             return engines[-1]
 
         monkeypatch.setattr(RolloutPlugin, "engine", engine)

@@ -31,6 +31,26 @@ def refusal(**values):
     return str(caught.value)
 
 
+def test_a_user_of_trl_is_told_how_vllm_is_chosen():
+    assert refusal(use_vllm=True) == (
+        "use_vllm is not a key here; write rollout_engine: vllm (or transformers, the built-in engine)."
+    )
+    assert refusal(rollout_engine="vlm").endswith("Did you mean vllm?")
+    for share in (0, 1.5, float("nan")):
+        assert refusal(vllm_gpu_memory_utilization=share).startswith("vllm_gpu_memory_utilization: ")
+
+
+def test_a_vllm_server_has_an_address():
+    there = {"rollout_engine": "vllm", "vllm_mode": "server", "vllm_server_base_url": "http://localhost:8000"}
+    assert config(**there, vllm_server_weights_folder="w").vllm_mode == "server"
+    assert "write rollout_engine: vllm" in refusal(**there | {"rollout_engine": "transformers"})
+    assert refusal(**there | {"vllm_server_base_url": None}).startswith(
+        "vllm_server_base_url goes with vllm_mode: server"
+    )
+    assert refusal(**there | {"vllm_mode": "colocate"}).startswith("vllm_server_base_url goes with vllm_mode: server")
+    assert "stay within the process" in refusal(rollout_engine="vllm", vllm_server_weights_folder="w")
+
+
 # --- types ------------------------------------------------------------------------------------------------------------
 
 

@@ -597,3 +597,21 @@ def test_what_is_known_of_the_whole_vocabulary_takes_the_place_of_estimates():
     assert loss.item() == pytest.approx(-0.1 * 0.5 + 0.01 * 0.7 + 0.02 * 1.1, abs=1e-12)
     found = {name: sums[name].item() / 2 for name in ("perception_kl", "entropy", "masked_entropy")}
     assert found == {name: pytest.approx(value) for name, value in zip(found, given.values(), strict=True)}
+
+
+def test_samples_of_another_engine_count_by_how_likely_the_policy_finds_them():
+    """On-policy, A = 2: -A · w at each token, w = min(π_old / π_sampled, 2). Token 1: e^(-1 + 1.2) = 1.22140; token 2:
+    e^(-1 + 2) = 2.718, so 2. The mean of -2.44281 and -4 is -3.22140; uncorrected, -2. The gap: (0.2 + 1) / 2 = 0.6."""
+    logprobs = torch.full((1, 2), -1.0, dtype=torch.float64, requires_grad=True)
+    sampled = torch.tensor([[-1.2, -2.0]], dtype=torch.float64)
+    x = Logprobs(logprobs, logprobs.detach(), torch.tensor([2.0]), torch.ones(1, 2, dtype=torch.bool), sampled=sampled)
+    corrected, sums = Objective(GRPO, Weights())(x, Counts(2, 1))
+    assert corrected.item() == pytest.approx(-3.22140, abs=1e-5) and sums["sampling_gap"].item() / 2 == pytest.approx(
+        0.6
+    )
+    (gradient,) = torch.autograd.grad(corrected, logprobs)
+    torch.testing.assert_close(gradient, torch.tensor([[-1.22140, -2.0]], dtype=torch.float64), atol=1e-5, rtol=0)
+    plain, _ = Objective(GRPO, Weights(importance_correction=False))(x, Counts(2, 1))
+    assert plain.item() == pytest.approx(-2.0)
+    weighted = replace(x, token_weights=torch.tensor([[0.5, 1.0]], dtype=torch.float64))  # both weights count
+    assert Objective(GRPO, Weights())(weighted, Counts(2, 1))[0].item() == pytest.approx(-(1.22140 + 4) / 2, abs=1e-5)

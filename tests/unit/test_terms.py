@@ -121,6 +121,14 @@ def test_unknown_estimator():
         terms.perception_kl(row(-1.0), row(-1.0), "k4")
 
 
+def test_importance_weights():
+    """π_old / π_sampled: e^0.1 = 1.10517, e^-0.5 = 0.60653; e^1 = 2.71828 counts as 2; where both engines agree, 1."""
+    old = row(-1.0, -2.0, -0.5, -3.0).requires_grad_()
+    weights = terms.importance_weights(old, row(-1.1, -1.5, -1.5, -3.0))
+    assert not weights.requires_grad
+    torch.testing.assert_close(weights, row(1.10517, 0.60653, 2.0, 1.0), atol=1e-5, rtol=0)
+
+
 def test_entropy():
     assert with_gradient(terms.entropy, -1.25) == (1.25, -1)
 
