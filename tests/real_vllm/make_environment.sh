@@ -16,7 +16,7 @@ rm -rf "$folder"
 pip="$folder/bin/python -m pip"
 # The versions that the tests ran with, but for the two of which vLLM wants others.
 grep -v -E '^(numpy|pillow)==' "$here/constraints.txt" > "$folder/constraints.txt"
-$pip install --quiet --constraint "$folder/constraints.txt" "$build==0.32.0" --editable "$here" hypothesis pytest pytest-xdist
+$pip install --quiet --constraint "$folder/constraints.txt" "$build==0.32.0" --editable "$here[peft]" hypothesis pytest pytest-xdist
 if [ "$build" = vllm ]; then exit; fi
 
 $pip uninstall --quiet --yes torchaudio torchcodec
