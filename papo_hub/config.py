@@ -352,6 +352,10 @@ def check(config: TrainConfig) -> None:
         "freeze; remove freeze_*, or write lora_rank: 0.",
     )
     refuse(
+        config.lora_rank > 0 and config.vllm_mode == "server" and config.vllm_server_weights_folder is None,
+        "lora_rank: a server gets merged weights through a folder: set vllm_server_weights_folder, or write lora_rank: 0.",
+    )
+    refuse(
         len(config.frozen_parts) == 3,
         "freeze_vision_tower, freeze_projector and freeze_language_model together leave nothing to train; set one to false.",
     )
@@ -465,10 +469,6 @@ def check_rollout(config: Any) -> None:
         raise ConfigError(
             "vllm_server_base_url goes with vllm_mode: server, and that with it: write both, such as vllm_mode: server and "
             "vllm_server_base_url: http://localhost:8000, or neither."
-        )
-    if config.lora_rank > 0 and config.vllm_mode == "server" and config.vllm_server_weights_folder is None:
-        raise ConfigError(
-            "lora_rank: a server gets merged weights through a folder: set vllm_server_weights_folder, or lora_rank: 0."
         )
     if config.vllm_server_weights_folder is not None and config.vllm_mode != "server":
         raise ConfigError(

@@ -173,6 +173,11 @@ def test_contradictions_are_refused(fast_config, monkeypatch):
             fast_config(**{key: -1})
     with pytest.raises(ConfigError, match=r"divided among GPUs.*ddp\.yaml"):
         check_processes(fast_config(lora_rank=2), 2, sharded=True)
+    server = {"rollout_engine": "vllm", "vllm_mode": "server", "vllm_server_base_url": "http://localhost:8000"}
+    with pytest.raises(ConfigError, match="through a folder: set vllm_server_weights_folder"):
+        fast_config(lora_rank=2, **server)
+    with pytest.raises(ConfigError, match=r"whole on each GPU; with fsdp2\.yaml"):
+        check_processes(fast_config(rollout_engine="vllm"), 2, sharded=True)
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ConfigError, match=r"pip install 'papo_hub\[peft\]'"):
         add_adapter(BUILDERS["qwen2_5_vl"]().model, fast_config(lora_rank=2))
