@@ -214,6 +214,9 @@ class TrainConfig:
     # optimization
     max_steps: int | None = key(None, "rollout batches to train on; null: num_train_epochs decides")
     num_train_epochs: float = key(2.0, "passes over the data, where max_steps is null")
+    optim: Literal["adamw_torch", "adamw_torch_fused"] = key(
+        "adamw_torch", "fused: all of AdamW's arithmetic in one kernel, which is faster on a GPU"
+    )
     learning_rate: float = key(1e-6, "AdamW's learning rate")
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = key(
         "constant", "the learning rate over the run; constant_with_warmup for warmup_steps"

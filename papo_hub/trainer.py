@@ -130,7 +130,12 @@ def _train(config: TrainConfig, interruption: Interruption) -> Path:
     if config.beta > 0 and config.lora_rank == 0:  # else the policy without its adapter is the reference
         reference = load_reference(config).requires_grad_(False).eval()
 
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable(model).values(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=config.optim == "adamw_torch_fused" or None,
+    )
     scheduler = get_scheduler(
         config.lr_scheduler_type, optimizer, config.warmup_steps, max_steps * config.updates_per_step
     )

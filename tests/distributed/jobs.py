@@ -143,7 +143,7 @@ def run_sharded(model, folder, rank):
     (folder / f"passes-{rank}.json").write_text(json.dumps(passes))
 
     evaluation = {"eval_dataset_name": "digits", "eval_problems": 3, "eval_samples": 2}
-    whole = {"max_steps": 3, "save_steps": 1} | evaluation
+    whole = {"max_steps": 3, "save_steps": 1, "optim": "adamw_torch_fused"} | evaluation
     run(model, folder / "whole", **whole)
     again = {"resume_from_checkpoint": str(folder / "whole" / "checkpoints" / "step-000002")}
     run(model, folder / "resumed", **whole | again)

@@ -102,12 +102,13 @@ def test_killed_and_resumed_is_left_alone(config, tmp_path, objective, other):
     assert not list((resumed / "checkpoints").glob("partial-*"))
 
 
-def test_every_checkpoint_leads_to_the_same_end(config):
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_every_checkpoint_leads_to_the_same_end(config, optim):
     """Not by chance: from each step, and from a folder by name."""
-    whole = train(config("whole", save_steps=1, save_total_limit=STEPS))
+    whole = train(config("whole", save_steps=1, save_total_limit=STEPS, optim=optim))
     for checkpoint in checkpoints(whole / "checkpoints")[:-1]:
         name = f"from {checkpoint.name}"
-        resumed = config(name, resume_from_checkpoint=checkpoint, save_steps=0)
+        resumed = config(name, resume_from_checkpoint=checkpoint, save_steps=0, optim=optim)
         Path(resumed.output_dir).mkdir()
         rows = (whole / "metrics.jsonl").read_text()
         Path(resumed.output_dir, "metrics.jsonl").write_text(rows)
