@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from papo_hub.elsewhere import ELSEWHERE
 from papo_hub.objectives import OBJECTIVES, Term, Weights, with_reduction
 
 
@@ -28,57 +29,6 @@ def key(default: Any = MISSING, help: str = "", default_factory: Any = MISSING) 
         return field(default_factory=default_factory, metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
-
-# TRL and transformers keys that users bring along, and what to write here instead.
-ELSEWHERE = {
-    "per_device_train_batch_size": "max_tokens_per_micro_batch (tokens a pass and process; same results)",
-    "gradient_accumulation_steps": "prompts_per_update: the accumulation follows from it and max_tokens_per_micro_batch",
-    "generation_batch_size": "prompts_per_step (prompts of one rollout batch, over all processes)",
-    "steps_per_generation": "prompts_per_step and prompts_per_update: their ratio is the updates per rollout batch",
-    "num_iterations": "prompts_per_update: smaller than prompts_per_step gives several updates per rollout batch",
-    "loss_type": "objective (grpo | dapo | papo_g | papo_d), and reduction (token | sequence) to override its mean",
-    "epsilon_low": "epsilon (the lower clip range), with epsilon_high for the upper one",
-    "scale_rewards": "nothing: advantages are always divided by the group's standard deviation, as in the paper",
-    "reward_weights": "format_weight",
-    "reward_funcs": "format_weight: the rewards are the paper's accuracy and format",
-    "gradient_checkpointing": "activation_checkpointing",
-    "torch_dtype": "dtype",
-    "bf16": "mixed_precision: bf16 (or dtype: bfloat16 for the weights too)",
-    "fp16": "dtype: bfloat16; half precision without a wider exponent is not supported",
-    "use_peft": "lora_rank (0: no adapters)",
-    "lora_r": "lora_rank",
-    "freeze_vision_modules": "freeze_vision_tower",
-    "use_vllm": "rollout_engine: vllm (or transformers, the built-in engine)",
-    "vllm_max_model_length": "max_prompt_length and max_completion_length: vLLM gets their sum",
-    "vllm_tensor_parallel_size": "nothing: colocated, each process has the whole model; a server has its own setting",
-    "vllm_importance_sampling_mode": "vllm_importance_sampling_correction: true; it is by token, and truncated",
-    "vllm_importance_sampling_cap": "vllm_importance_sampling_correction: true; its cap is 2",
-    "vllm_server_host": "vllm_server_base_url (http://HOST:PORT)",
-    "vllm_server_port": "vllm_server_base_url (http://HOST:PORT)",
-    "vllm_enable_sleep_mode": "nothing: on a GPU, vLLM gives its memory back between rollouts",
-    "kl_coef": "beta",
-    "kl_prcp_coef": "gamma",
-    "papo_gamma": "gamma",
-    "perception_loss_weight": "gamma",
-    "mask_type": "mask_strategy",
-    "mask_probability": "mask_ratio",
-    "eta1": "eta_clean",
-    "eta2": "eta_masked",
-    "der_loss_weight1": "eta_clean",
-    "der_loss_weight2": "eta_masked",
-    "max_response_length": "max_completion_length",
-    "warmup_ratio": "warmup_steps",
-    "logging_dir": "output_dir: everything of a run lies in its folder",
-    "remove_unused_columns": "nothing: only problem_column, answer_column and images_column are read",
-    "eval_strategy": "eval_samples: the run is measured before and after on eval_dataset_name",
-    "run_name": "output_dir: the folder names the run",
-    "hub_token": "nothing: log in once with `hf auth login`, or set HF_TOKEN; a token has no place in a recipe",
-    "hub_always_push": "nothing: while one upload runs, the newest checkpoint waits and older ones are passed over",
-    "num_train_steps": "max_steps (rollout batches)",
-    "learning_rate_schedule": "lr_scheduler_type",
-    "max_new_tokens": "max_completion_length",
-    "ppo_epochs": "prompts_per_update: smaller than prompts_per_step gives several updates per rollout batch",
-}
 
 DATASETS_BUILT_IN = ("digits",)
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "papo_hub"
 
 LAYERS = {
-    0: "version resources redaction files config batch images masking randomness rewards grading workers objectives "
+    0: "version resources redaction files elsewhere config batch images masking randomness rewards grading workers objectives "
     "statistics metrics",
     1: "modeling",
     2: "parts lora rows data stream digits head logprobs prefix_attention shared_prefix both_views semantic_masking rollout",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from papo_hub.rollout.vllm import check_prompt, completion, completion_seeds, na
 from papo_hub.shared_prefix import bare
 
 FILE_BYTES = 2**30  # of weights in a file: neither the memory nor the disk holds all of them a second time
+ATTEMPTS, PAUSE = 4, 0.5  # to connect, and seconds between them
 PATIENCE = 3600  # seconds for an answer: the longest completion, behind all others in the queue
 LOOK_AROUND = 0.5  # seconds between looks whether the completions are still wanted
 NOT_THE_SERVERS = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # its model's file may name others
@@ -46,19 +48,25 @@ class Server:
         self.base_url = base_url.rstrip("/")
 
     def call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        """What it answers, from JSON. Raises ServerError with its words."""
+        """What it answers, from JSON. A connection that is refused is tried again. Raises ServerError with its words."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         asked = urllib.request.Request(f"{self.base_url}/{path}", data, headers, method=method)
-        try:
-            with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:500]
-            raise ServerError(f"vLLM at {self.base_url} answers /{path} with {error.code}: {said}") from None
-        except OSError as error:
-            raise ServerError(f"vLLM at {self.base_url} does not answer /{path}: {error}") from None
-        return json.loads(text) if text else None
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                said = error.read().decode(errors="replace")[:500]
+                raise ServerError(f"vLLM at {self.base_url} answers /{path} with {error.code}: {said}") from None
+            except OSError as error:
+                refused = isinstance(
+                    getattr(error, "reason", error), ConnectionRefusedError
+                )  # it asked for nothing yet
+                if not refused or attempt == ATTEMPTS:
+                    raise ServerError(f"vLLM at {self.base_url} does not answer /{path}: {error}") from None
+            time.sleep(PAUSE)
 
 
 class Sender(Protocol):

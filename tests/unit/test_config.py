@@ -5,7 +5,6 @@ import yaml
 
 from papo_hub.config import (
     AT_LEAST_ONE,
-    ELSEWHERE,
     ConfigError,
     TrainConfig,
     build,
@@ -16,6 +15,7 @@ from papo_hub.config import (
     parse_overrides,
     read_recipe,
 )
+from papo_hub.elsewhere import ELSEWHERE
 from papo_hub.objectives import DAPO, PAPO_G, with_reduction
 
 REQUIRED = {"model_name_or_path": "m", "dataset_name": "d", "output_dir": "o"}

@@ -174,11 +174,11 @@ def test_vision_tokens_are_never_sampled(model, tiny_processor, tiny_prompts, te
 
 
 def test_draw_at_the_ends_of_the_unit_interval():
-    """Probabilities 0, 1/4, 0, 3/4, 0: what is impossible is not drawn even by the least and the greatest number there is,
-    and 1/4 falls to the next."""
-    scores = torch.tensor([0, 1 / 4, 0, 3 / 4, 0]).log().expand(5, -1)
+    """Probabilities 0, 1/4, 0, 1/4, 1/4, 1/4, 0, which a softmax gives without rounding: what is impossible is not drawn
+    even by the least and the greatest number there is, and 1/4 falls to the next."""
+    scores = torch.tensor([0, 1, 0, 1, 1, 1, 0]).log().expand(5, -1)
     heights = torch.tensor([0, 0.2499, 0.25, 0.5, 1 - 2**-53], dtype=torch.float64)[:, None]
-    assert draw(scores, heights).tolist() == [1, 1, 3, 3, 3]
+    assert draw(scores, heights).tolist() == [1, 1, 3, 4, 5]
 
 
 def test_all_randomness_comes_from_the_generator(model, tiny_processor, tiny_prompts):

@@ -3,6 +3,8 @@
 import base64
 import io
 import threading
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -188,3 +190,22 @@ def test_a_refusal_is_said_in_the_servers_words():
     finally:
         http.shutdown()
         http.server_close()
+
+
+def test_a_refused_connection_is_tried_again(monkeypatch):
+    """As of a server whose queue of connections is full for a moment."""
+    monkeypatch.setattr(vllm_server, "PAUSE", 0)
+    refusals = [urllib.error.URLError(ConnectionRefusedError(111, "Connection refused"))] * (vllm_server.ATTEMPTS - 1)
+    answers = [*refusals, io.BytesIO(b'{"fine": true}')]
+
+    def opened(request, timeout):
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(urllib.request, "urlopen", opened)
+    assert Server("http://127.0.0.1:1").call("generate", {}) == {"fine": True}
+    answers[:] = [*refusals, refusals[0], "never asked for"]
+    with pytest.raises(ServerError, match="does not answer /generate: .*refused"):
+        Server("http://127.0.0.1:1").call("generate", {})
+    assert answers == ["never asked for"]
