@@ -57,7 +57,7 @@ def forest(
 def intervals(axes: Axes, heading: str, estimates: Sequence[Estimate], zero: bool, scale: float) -> None:
     """Horizontal intervals from top to bottom."""
     drawing.panel(axes, "", "", "")
-    axes.set_title(heading, loc="left", fontsize=9, pad=6, color=drawing.INK, family=drawing.SANS)
+    axes.set_title(heading.replace(", ", ",\n"), loc="left", fontsize=9, pad=6, color=drawing.INK, family=drawing.SANS)
     axes.grid(True, axis="x", color=drawing.GRID, linewidth=0.8)
     axes.grid(False, axis="y")
     if zero:

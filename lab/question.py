@@ -31,7 +31,8 @@ class Row(NamedTuple):
     @property
     def label(self) -> str:
         against = f" less {self.baseline.label}" if self.baseline else ""
-        where = "" if self.setups == ("shown",) else f", {' + '.join(self.setups)}"
+        together = " + ".join(self.setups) if len(self.setups) < 3 else f"{len(self.setups)} set-ups together"
+        where = "" if self.setups == ("shown",) else f", {together}"
         return f"{self.arm.label}{against}{where}"
 
 
