@@ -19,19 +19,23 @@ from papo_hub.evaluation.views import CLEAN
 from papo_hub.files import replace_file
 from papo_hub.hub.cache import read_commit
 from papo_hub.redaction import redacted
+from papo_hub.rollout import TransformersEngine
 from papo_hub.tracking import circumstances, package_versions
 
 SETTINGS = "settings.json"
-NUMERICS = ("dtype", "mixed_precision", "attn_implementation", "pixels")
+NUMERICS = ("dtype", "mixed_precision", "attn_implementation", "pixels", "engine")
 # Of a protocol, between runs that fill one transcript. Another batch size can move an answer by its last digits, but who
 # has run out of memory must be able to go on.
 MAY_DIFFER = ("k", "view_k", "views", "batch_size", "max_tokens")
 
 
-def describe_numerics(policy: torch.nn.Module, accelerator: Accelerator, pixels: list[int] | None) -> dict[str, Any]:
+def describe_numerics(
+    policy: torch.nn.Module, accelerator: Accelerator, pixels: list[int] | None, engine: type = TransformersEngine
+) -> dict[str, Any]:
     """What of model and machine can move an answer: `NUMERICS` of settings.json."""
     dtype, attention = f"{policy.dtype}".removeprefix("torch."), policy.config._attn_implementation
-    return dict(zip(NUMERICS, (dtype, accelerator.mixed_precision, attention, pixels), strict=True))
+    values = (dtype, accelerator.mixed_precision, attention, pixels, engine.__name__)
+    return dict(zip(NUMERICS, values, strict=True))
 
 
 def describe(

@@ -109,7 +109,7 @@ class HeldOut:
         if accelerator.is_main_process:
             model = {"name": f"{'/'.join(run.absolute().parts[-2:])}, {when} training", "base": base}
             model["weights"] = _digest(policy)
-            numerics = describe_numerics(policy, accelerator, self.pixels)
+            numerics = describe_numerics(policy, accelerator, self.pixels, type(engine))
             limit = self.task.limit
             settings = describe(model, [self.benchmark], self.protocol, limit, numerics, accelerator.num_processes)
             try:

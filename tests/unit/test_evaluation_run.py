@@ -527,6 +527,26 @@ def test_a_run_is_measured_before_and_after(fast_config, tiny_model_folder, tmp_
     assert settings["model"]["base"] == "base/model" and settings["model"]["name"].endswith("run, before training")
 
 
+def test_the_answers_of_another_engine_are_not_taken_up(fast_config, tiny_model_folder, tmp_path):
+    """As of a run that was measured, killed, and goes on in vLLM."""
+    config = fast_config(eval_dataset_name="digits", eval_problems=2, eval_samples=1)
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model_folder)
+    processor, held_out = load_processor(tiny_model_folder), HeldOut.of(config)
+    asked = []
+
+    class Other(TransformersEngine):
+        def generate(self, *arguments, **options):
+            asked.append(type(self).__name__)
+            return super().generate(*arguments, **options)
+
+    for kind, calls in ((TransformersEngine, False), (Other, True)):
+        engine = kind(model, processor.tokenizer, config.rollout_batch_size)
+        held_out.measure(tmp_path, "after", engine, model, processor, Accelerator(), "base/model")
+        settings = json.loads((tmp_path / "evaluation" / "after" / "settings.json").read_text())
+        assert settings["engine"] == kind.__name__
+        assert bool(asked) == calls
+
+
 def test_a_run_that_masks_nothing_is_measured_on_the_clean_view(fast_config):
     held_out = HeldOut.of(
         fast_config(eval_dataset_name="digits", eval_problems=2, mask_ratio=0.0, objective="grpo", gamma=0.0)
