@@ -23,7 +23,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, KwargsHand
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from papo_hub.config import TrainConfig, check_perception, check_ranges, check_rollout, coerce
+from papo_hub.config import ConfigError, TrainConfig, check_perception, check_ranges, check_rollout, coerce
 from papo_hub.masking import DiffusionNoise, RandomPatchMask, ViewMaker
 from papo_hub.objectives import Counts, Objective, Term, Weights, gamma_at
 from papo_hub.rewards import accuracy_rewards, combine, format_reward
@@ -225,7 +225,7 @@ class PapoAccelerator(Accelerator):
     """An `Accelerator` with the PAPO plugins: `perception_plugin`, `rollout_plugin`, `reward_plugin`.
 
     Raises ValueError for `gradient_accumulation_steps` other than 1: the denominators already span the micro-batches, and
-    `Accelerator.backward` would divide once more; and for what divides a model otherwise than FSDP2.
+    `Accelerator.backward` would divide once more; ConfigError for what divides a model otherwise than FSDP2.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class PapoAccelerator(Accelerator):
         if self.distributed_type not in SUPPORTED or (
             self.distributed_type == DistributedType.FSDP and not self.is_fsdp2
         ):
-            raise ValueError(
+            raise ConfigError(
                 f"distributed_type: {self.distributed_type.value} is not supported here; to divide a model among GPUs, use "
                 "accelerate_configs/fsdp2.yaml (FSDP with fsdp_version: 2)."
             )

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import AutoConfig
 
 from papo_hub.cli import train_command
@@ -238,3 +240,22 @@ def test_the_wheel_holds_every_recipe_config_and_template():
                 assert any(path.match(pattern) for pattern in data[package]), path
     for folder in {path.parent for path in (ROOT / "papo_hub").rglob("*.py")}:
         assert ".".join(folder.relative_to(ROOT).parts) in packages, folder
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configuration(path, monkeypatch):
+    """As `accelerate launch` does: an unknown key is an error there, and what the plugin gets is what the file says."""
+    loaded = load_config_from_file(str(path))
+    assert loaded.mixed_precision == "no"  # the recipe's affair
+    assert loaded.to_dict().get("fsdp_config", {}).keys() <= {"fsdp_" + name for name in FSDP}
+    if path.stem == "fsdp2":
+        for name, value in loaded.fsdp_config.items():
+            monkeypatch.setenv(name.upper(), str(value).lower() if isinstance(value, bool) else str(value))
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+        assert (
+            plugin.cpu_ram_efficient_loading is False
+        )  # each process reads the weights, so that none are left at random
+
+
+FSDP = ("version", "auto_wrap_policy", "reshard_after_forward", "state_dict_type", "cpu_ram_efficient_loading")

@@ -2,7 +2,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from accelerate.utils import KwargsHandler
+from accelerate.utils import DistributedType, KwargsHandler
 
 from papo_hub.config import ConfigError, TrainConfig, build
 from papo_hub.objectives import DAPO, PAPO_D, PAPO_G, Weights
@@ -144,6 +144,14 @@ def test_accelerator_carries_the_plugins():
     assert accelerator.rollout_plugin == RolloutPlugin() and accelerator.reward_plugin == RewardPlugin()
     with pytest.raises(ValueError, match="gradient_accumulation_steps at 1"):
         PapoAccelerator(cpu=True, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("kind, version", [("DEEPSPEED", None), ("FSDP", 1), ("MEGATRON_LM", None)])
+def test_what_divides_a_model_otherwise_is_refused(monkeypatch, kind, version):
+    monkeypatch.setattr(PapoAccelerator, "distributed_type", DistributedType[kind])
+    monkeypatch.setattr(PapoAccelerator, "is_fsdp2", version == 2)
+    with pytest.raises(ConfigError, match=rf"distributed_type: {kind} is not supported here.*fsdp2\.yaml"):
+        PapoAccelerator(cpu=True)
 
 
 def test_global_counts():
