@@ -57,8 +57,8 @@ def draw(found: Found, path: Path) -> None:
 ANSWER = """
 **In none of these, at γ 0.1.** No set-up has an interval on the better side of zero, those with a text shortcut (misleading,
 caption) included: the hypothesis is wrong here. Where the warm model hardly reads (raw) five of six runs end below their
-start: accuracy -13.2 [-18.7, -7.6] points (its perception errors fall only because answers that read nothing are not counted as such). With
-misleading hints it costs 10.8 [-19.4, -2.2]. In the others the intervals are wide and hold zero: one or two of six seeds end below
+start: accuracy -13.2 [-18.7, -7.6] points (its perception errors fall only because answers that read nothing are not
+counted as such). With misleading hints it costs 10.8 [-19.4, -2.2]. In the others the intervals are wide and hold zero: one or two of six seeds end below
 their start.
 
 The cosine is near zero in five set-ups, with intervals that hold it, and -0.28 [-0.50, -0.06] in raw, the one in which the term
