@@ -56,16 +56,17 @@ def draw(found: Found, path: Path) -> None:
 
 ANSWER = """
 **In none of these, at γ 0.1.** No set-up has an interval on the better side of zero, those with a text shortcut (misleading,
-caption) included: the hypothesis is wrong here. Where the warm model hardly reads (raw) five of six runs end below their
-start: accuracy -13.2 [-18.7, -7.6] points (its perception errors fall only because answers that read nothing are not
-counted as such). With misleading hints it costs 10.8 [-19.4, -2.2]. In the others the intervals are wide and hold zero: one or two of six seeds end below
-their start.
+caption) included: the hypothesis is wrong here. Where the warm model hardly reads (raw) five of six runs end below their start:
+accuracy -13.2 [-18.7, -7.6] points (its perception errors fall only because answers that read nothing are not counted as such).
+With misleading hints it costs 10.8 [-19.4, -2.2]. In the others the intervals are wide and hold zero: one or two of six seeds
+end below their start.
 
 The cosine is near zero in five set-ups, with intervals that hold it, and -0.28 [-0.50, -0.06] in raw, the one in which the term
 does most harm: disagreement warns. Agreement was not met, so whether it would promise anything stays open.
 
 These runs were made on another processor than those of the questions above. The same seed then rounds otherwise and is another
-sample: γ 0.1 in the set-up shown has -3.9 [-10.4, +2.6] here (one of six seeds ended below its start) and -1.8 [-3.5, 0.0] there.
+sample: γ 0.1 in the set-up shown has -3.9 [-10.4, +2.6] here (one of six seeds ended below its start) and -1.8 [-3.5, 0.0]
+there.
 """
 
 QUESTION = Question(__name__, ROWS, QUANTITIES, draw, ANSWER, seeds=6, curves=(ALIGNMENT,))
